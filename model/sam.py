@@ -1,0 +1,109 @@
+"""SAM with one prompt: an embedding of the sentence instead of points or boxes.
+
+The package's image encoder, prompt encoder and mask decoder are used as they are, so `sam_vit_h_4b8939.pth` and the
+published checkpoints load key by key. The original feeds the embedding through a patched prompt encoder; handing it to
+the decoder as the only sparse prompt is the same computation.
+
+Dimensions: B images, S side of the square input, E = 256 prompt width, n prompts of one image, L = S/4 mask side.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.types import Size
+
+
+def _import_modeling() -> ModuleType:
+    """`segment_anything.modeling` without the package's __init__, which needs torchvision."""
+    if "segment_anything" not in sys.modules:
+        spec = importlib.util.find_spec("segment_anything")
+        if spec is None:
+            raise ImportError("the package segment-anything is missing: pip install segment-anything==1.0")
+        package = ModuleType("segment_anything")
+        package.__path__ = list(spec.submodule_search_locations or [])
+        package.__spec__ = importlib.machinery.ModuleSpec("segment_anything", None, is_package=True)
+        sys.modules["segment_anything"] = package
+    return importlib.import_module("segment_anything.modeling")
+
+
+class Sam(nn.Module):
+    """Image encoder, prompt encoder and mask decoder under SAM's own names."""
+
+    def __init__(self, image_encoder: nn.Module, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, 3, S, S] normalised pixels -> [B, E, S/16, S/16]."""
+        return self.image_encoder(images)
+
+    def decode(self, embedding: Tensor, prompts: Tensor) -> Tensor:
+        """One image's embedding [E, S/16, S/16] and its prompts [n, E] (n > 0) -> low-resolution logits [n, L, L]."""
+        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        low_res, _ = self.mask_decoder(
+            image_embeddings=embedding[None],
+            image_pe=self.prompt_encoder.get_dense_pe().to(embedding.dtype),
+            sparse_prompt_embeddings=prompts[:, None],
+            dense_prompt_embeddings=dense.expand(len(prompts), -1, *embedding.shape[-2:]),
+            multimask_output=False,
+        )
+        return low_res[:, 0]
+
+    def upscale(self, low_res: Tensor, resized: Size, target: Size) -> Tensor:
+        """Low-resolution logits [n, L, L] -> [n, *target]: to SAM's input, padding cut off at `resized`, to `target`."""
+        side = self.image_encoder.img_size
+        masks = F.interpolate(low_res[:, None].float(), (side, side), mode="bilinear", align_corners=False)
+        masks = masks[..., : resized[0], : resized[1]]
+        return F.interpolate(masks, target, mode="bilinear", align_corners=False)[:, 0]
+
+
+def build_sam(
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    global_attn_indexes: list[int],
+    image_size: int = 1024,
+    window_size: int = 14,
+    out_dim: int = 256,
+) -> Sam:
+    """SAM with a ViT of the given size and random weights; `image_size` in pixels, a multiple of 16."""
+    parts = _import_modeling()
+    encoder = parts.ImageEncoderViT(
+        img_size=image_size,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=4,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=global_attn_indexes,
+        window_size=window_size,
+        out_chans=out_dim,
+    )
+    grid = (image_size // 16, image_size // 16)
+    prompt = parts.PromptEncoder(embed_dim=out_dim, image_embedding_size=grid, input_image_size=(image_size, image_size), mask_in_chans=16)
+    transformer = parts.TwoWayTransformer(depth=2, embedding_dim=out_dim, mlp_dim=2048, num_heads=8)
+    decoder = parts.MaskDecoder(num_multimask_outputs=3, transformer=transformer, transformer_dim=out_dim, iou_head_depth=3, iou_head_hidden_dim=256)
+    return Sam(encoder, prompt, decoder)
+
+
+def read_sam_file(path: str | Path) -> dict[str, Any]:
+    """State dict of a SAM `.pth` file (tensors only; nothing in it is executed)."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no SAM weights at {path}: give --vision_pretrained the path of sam_vit_h_4b8939.pth")
+    return torch.load(path, map_location="cpu", weights_only=True)

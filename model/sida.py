@@ -1,0 +1,165 @@
+"""SIDA: a LLaVA-style language model whose [CLS] and [SEG] states drive a class head and SAM's mask decoder.
+
+Dimensions: B batch, T tokens (image patches included), P patches of one image, H hidden size, V vocabulary,
+S side of SAM's input, E = 256 prompt width, n [SEG] tokens of one image, h x w a mask's size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, LlamaForCausalLM, LlamaModel
+from transformers.cache_utils import Cache
+
+from model.config import SidaConfig
+from model.heads import class_head, fuse, seg_projection
+from model.losses import LossWeights, language_loss, mask_losses
+from model.sam import build_sam
+from model.tokens import IGNORE_INDEX, IMAGE_TOKEN_ID, positions_before
+from model.types import SidaLosses, SidaOutput, Size
+
+
+class SidaModel(LlamaModel):
+    """Llama with the vision tower, SAM and the heads beside it, under the published checkpoints' names."""
+
+    config_class = SidaConfig
+
+    def __init__(self, config: SidaConfig) -> None:
+        super().__init__(config)
+        hidden, width = config.hidden_size, config.out_dim
+        self.vision_tower = CLIPVisionModel(config.clip_config())
+        self.mm_projector = nn.Linear(config.mm_hidden_size, hidden)
+        self.visual_model = build_sam(**config.sam, image_size=config.image_size, out_dim=width)
+        self.text_hidden_fcs = seg_projection(hidden, width)
+        self.cls_head = class_head(hidden)
+        self.sida_fc1 = nn.Linear(3, width)
+        self.attention_layer = nn.MultiheadAttention(embed_dim=width, num_heads=8, batch_first=True)
+
+    def mask_branch(self) -> list[nn.Module]:
+        """The trainable modules that only images with a [SEG] reach."""
+        return [self.visual_model.mask_decoder, self.text_hidden_fcs, self.sida_fc1, self.attention_layer]
+
+
+class SIDAForCausalLM(LlamaForCausalLM):
+    """The whole network. Without `images_sam` a forward is a plain multimodal language model's, so `generate` works."""
+
+    config_class = SidaConfig
+
+    def __init__(self, config: SidaConfig, cls_id: int, seg_id: int) -> None:
+        super().__init__(config)
+        self.model = SidaModel(config)
+        self.cls_id, self.seg_id = cls_id, seg_id
+        self.loss_weights = LossWeights()
+
+    def encode_images(self, images_clip: Tensor) -> Tensor:
+        """[B, 3, 224, 224] CLIP-normalised pixels -> [B, P, H] projected patches of the selected layer."""
+        states = self.model.vision_tower(images_clip, output_hidden_states=True).hidden_states
+        patches = states[self.config.mm_vision_select_layer][:, 1:]
+        return self.model.mm_projector(patches.to(self.model.mm_projector.weight.dtype))
+
+    def embed(self, input_ids: Tensor, images_clip: Tensor | None = None) -> Tensor:
+        """[B, T] ids -> [B, T, H]; the placeholders become the images' patches, in order."""
+        placeholders = input_ids == IMAGE_TOKEN_ID
+        embeds = self.model.embed_tokens(input_ids.clamp(min=0))
+        if images_clip is None or not placeholders.any():
+            return embeds
+        features = self.encode_images(images_clip).to(embeds.dtype)
+        if int(placeholders.sum()) != features.shape[0] * features.shape[1]:
+            raise ValueError(
+                f"{int(placeholders.sum())} image placeholders for {features.shape[0]} images of {features.shape[1]} patches: "
+                "each image needs its <image> in the prompt, expanded to one placeholder per patch"
+            )
+        return embeds.masked_scatter(placeholders[..., None], features)
+
+    def classify(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
+        """[B, T, H] -> [B, 3]: read at the state that predicts the row's last [CLS], the answer's."""
+        before = positions_before(input_ids, self.cls_id)
+        if not before.any(dim=1).all():
+            missing = (~before.any(dim=1)).nonzero().flatten().tolist()
+            raise ValueError(f"rows {missing} of the batch have no [CLS] to classify at: was the answer cut off? Raise --model_max_length.")
+        last = before.long().cumsum(dim=1).argmax(dim=1)
+        return self.model.cls_head[0](hidden[torch.arange(len(hidden), device=hidden.device), last])
+
+    def seg_states(self, hidden: Tensor, input_ids: Tensor) -> list[Tensor]:
+        """[B, T, H] -> B x [n, H]: the states that predict each row's [SEG] tokens."""
+        before = positions_before(input_ids, self.seg_id)
+        return list(hidden[before].split(before.sum(dim=1).tolist()))
+
+    def segment(self, states: list[Tensor], cls_logits: Tensor, images_sam: Tensor, resized: list[Size], target: list[Size]) -> list[Tensor]:
+        """B x [n, H] states, [B, 3] class logits, [B, 3, S, S] images -> B x [n, *target] mask logits. SAM sees only images with n > 0."""
+        net = self.model
+        masks = [cls_logits.new_zeros((0, *size), dtype=torch.float32) for size in target]
+        wanted = [i for i, state in enumerate(states) if len(state)]
+        embeddings = net.visual_model.encode(images_sam[wanted]) if wanted else []
+        for i, embedding in zip(wanted, embeddings, strict=True):
+            seg = net.text_hidden_fcs[0](states[i])
+            prompts = fuse(net.attention_layer, net.sida_fc1(cls_logits[i]), seg)
+            masks[i] = net.visual_model.upscale(net.visual_model.decode(embedding, prompts), resized[i], target[i])
+        return masks
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        images_clip: Tensor | None = None,
+        images_sam: Tensor | None = None,
+        cls_labels: Tensor | None = None,
+        masks: list[Tensor] | None = None,
+        resized_hw: list[Size] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> SidaOutput:
+        """Language model alone, or (with `images_sam`) classes, masks at `resized_hw`, and losses when `cls_labels` is given."""
+        embeds = self.embed(input_ids, images_clip) if inputs_embeds is None else inputs_embeds
+        out = self.model(inputs_embeds=embeds, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
+        hidden = out.last_hidden_state
+        if images_sam is None:
+            logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+            return SidaOutput(logits=logits, past_key_values=out.past_key_values, hidden=hidden)
+        cls_logits = self.classify(hidden, input_ids)
+        mask_logits = self.segment(self.seg_states(hidden, input_ids), cls_logits, images_sam, resized_hw, resized_hw)
+        losses = None
+        if cls_labels is not None:
+            losses = self._losses(hidden, labels, cls_logits, cls_labels, mask_logits, masks, images_sam)
+        return SidaOutput(hidden=hidden, cls_logits=cls_logits, mask_logits=mask_logits, losses=losses)
+
+    def _losses(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None,
+        cls_logits: Tensor,
+        cls_labels: Tensor,
+        mask_logits: list[Tensor],
+        masks: list[Tensor],
+        images_sam: Tensor,
+    ) -> SidaLosses:
+        bce, dice = mask_losses(mask_logits, masks)
+        if self.training and not any(len(mask) for mask in mask_logits):
+            bce = bce + self._idle_mask_branch(hidden, cls_logits, images_sam)
+        ce = torch.zeros((), device=hidden.device)
+        if self.loss_weights.ce and labels is not None:
+            ce = self._language_loss(hidden, labels)
+        return self.loss_weights.combine(ce, F.cross_entropy(cls_logits.float(), cls_labels), bce, dice)
+
+    def _language_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The vocabulary is projected only from the first supervised position of the batch on."""
+        first = max(int((labels != IGNORE_INDEX).any(dim=0).long().argmax()) - 1, 0)
+        return language_loss(self.lm_head(hidden[:, first:]), labels[:, first:])
+
+    def _idle_mask_branch(self, hidden: Tensor, cls_logits: Tensor, images_sam: Tensor) -> Tensor:
+        """0 with zero gradients for the mask branch, so that every rank reduces the same parameters.
+
+        Under ZeRO-3 the ranks must also run the same modules, or their all-gathers wait for each other for ever.
+        """
+        parameters = [p for module in self.model.mask_branch() for p in module.parameters()]
+        if not hasattr(parameters[0], "ds_id"):
+            return sum(p.sum() for p in parameters) * 0.0
+        states = [hidden[0, -1:]] + [hidden[0, :0]] * (len(hidden) - 1)
+        side = (self.config.image_size, self.config.image_size)
+        return self.segment(states, cls_logits, images_sam, [side] * len(hidden), [side] * len(hidden))[0].sum() * 0.0
