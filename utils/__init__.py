@@ -1,0 +1,1 @@
+"""Everything around the network: files, loops, numbers and people."""

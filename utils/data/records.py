@@ -1,0 +1,48 @@
+"""What the data layer hands around before a batch exists.
+
+Dimensions: T tokens (image patches included), S side of SAM's square input, h x w the resized image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from model.types import Label, Size
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture of a data set; nothing is decoded. `id` is "<class folder>/<file name>"."""
+
+    id: str
+    image: Path
+    label: Label
+    mask: Path | None = None  # grey picture of the image's size, white where tampered; needed when label is TAMPERED
+    description: str | None = None
+
+
+@dataclass
+class Sample:
+    """One picture and its conversation as tensors."""
+
+    id: str
+    input_ids: Tensor  # int64 [T]
+    labels: Tensor  # int64 [T]
+    image_clip: Tensor  # float32 [3, 224, 224], CLIP-normalised
+    image_sam: Tensor  # float32 [3, S, S], SAM-normalised, zero-padded right and bottom
+    mask: Tensor  # float32 [1, h, w] in 0..1, soft edges; zeros unless tampered
+    label: Label
+    resized_hw: Size  # (h, w)
+    original_hw: Size  # size of the file
+    unreadable: tuple[str, ...] = ()  # paths tried before this one
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands in for a Sample whose image or mask could not be used."""
+
+    path: str
+    reason: str

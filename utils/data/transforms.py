@@ -1,0 +1,84 @@
+"""Pictures to tensors: reading, resizing, SAM's and CLIP's normalisation.
+
+Dimensions: H x W the file, h x w the file with its longest side resized to `side`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.types import Size
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+SAM_MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
+SAM_STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+
+
+def read_rgb(path: Path | str) -> np.ndarray:
+    """uint8 [H, W, 3], RGB, turned as its EXIF orientation says; transparency is dropped.
+
+    Raises FileNotFoundError when there is no such file, ValueError when it is not a picture.
+    """
+    return cv2.cvtColor(_read(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def read_gray(path: Path | str) -> np.ndarray:
+    """uint8 [H, W]; errors as `read_rgb`."""
+    return _read(path, cv2.IMREAD_GRAYSCALE)
+
+
+def _read(path: Path | str, mode: int) -> np.ndarray:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no picture at {path}: check the path")
+    try:
+        pixels = cv2.imread(str(path), mode)
+    except cv2.error as error:  # e.g. a header that promises more pixels than OpenCV accepts
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if pixels is None:
+        raise ValueError(f"cannot read {path}: expected a picture ({', '.join(IMAGE_SUFFIXES)}); save it anew or remove it")
+    return pixels
+
+
+def resize_longest_side(array: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 3] -> the same with max(h, w) == side, bilinear."""
+    height, width = array.shape[:2]
+    scale = side / max(height, width)
+    h, w = (max(1, int(x * scale + 0.5)) for x in (height, width))
+    return np.asarray(Image.fromarray(array).resize((w, h), Image.Resampling.BILINEAR))
+
+
+def sam_input(rgb: np.ndarray, side: int) -> tuple[Tensor, Size]:
+    """uint8 [H, W, 3] -> float32 [3, side, side] and (h, w), the part of it that is not padding."""
+    resized = resize_longest_side(rgb, side)
+    h, w = resized.shape[:2]
+    pixels = (torch.from_numpy(resized.transpose(2, 0, 1).copy()) - SAM_MEAN) / SAM_STD
+    return F.pad(pixels, (0, side - w, 0, side - h)), (h, w)
+
+
+def mask_target(gray: np.ndarray, side: int) -> Tensor:
+    """uint8 [H, W], white where tampered -> float32 [1, h, w] in 0..1; the edges stay soft."""
+    return torch.from_numpy(resize_longest_side(gray, side) / 255.0).float()[None]
+
+
+def clip_input(rgb: np.ndarray, side: int = 224) -> Tensor:
+    """uint8 [H, W, 3] -> float32 [3, side, side], bit-equal to CLIPImageProcessor of openai/clip-vit-large-patch14.
+
+    The short side is resized to `side` and the middle is cut out: a long picture loses its ends.
+    """
+    height, width = rgb.shape[:2]
+    h, w = (int(side * x / min(height, width)) for x in (height, width))
+    resized = np.asarray(Image.fromarray(rgb).resize((w, h), Image.Resampling.BICUBIC))
+    top, left = (h - side) // 2, (w - side) // 2
+    crop = resized[top : top + side, left : left + side]
+    pixels = ((crop * (1 / 255)).astype(np.float32) - CLIP_MEAN) / CLIP_STD
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
