@@ -184,7 +184,7 @@ def load_pretrained(
     if END_TOKEN in tokenizer.added:
         config.stage = "description"
     tower = load_tower(config.vision_tower, folder, dtype)
-    config.clip = _tower_fields(tower)
+    config.clip = tower_fields(tower)
     model = allocate(config, tokenizer, dtype)
     model.model.vision_tower = tower
     fill(model, read_tensors(folder), may_lack=("vision_tower",))
@@ -208,7 +208,7 @@ def load_for_training(
     config, tokenizer = read_config(folder, **overrides, stage=stage), SidaTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(STAGE_TOKENS[stage])
     tower = load_tower(config.vision_tower, folder, dtype)
-    config.clip = _tower_fields(tower)
+    config.clip = tower_fields(tower)
     model = allocate(config, tokenizer, dtype)
     model.model.vision_tower = tower
     lacking = NEW_IN_SIDA if stage == "sida" else ()
@@ -223,7 +223,8 @@ def load_for_training(
     return model, tokenizer
 
 
-def _tower_fields(tower: CLIPVisionModel) -> dict[str, Any]:
+def tower_fields(tower: CLIPVisionModel) -> dict[str, Any]:
+    """The fields of `SidaConfig.clip`, from the tower that was really loaded."""
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "hidden_act", "layer_norm_eps")
     return {name: getattr(tower.config, name) for name in names}
 

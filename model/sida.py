@@ -38,9 +38,10 @@ class SidaModel(LlamaModel):
         self.sida_fc1 = nn.Linear(3, width)
         self.attention_layer = nn.MultiheadAttention(embed_dim=width, num_heads=8, batch_first=True)
 
-    def mask_branch(self) -> list[nn.Module]:
-        """The trainable modules that only images with a [SEG] reach."""
-        return [self.visual_model.mask_decoder, self.text_hidden_fcs, self.sida_fc1, self.attention_layer]
+    def mask_branch(self) -> list[nn.Parameter]:
+        """The trainable weights that only images with a [SEG] reach. No loss reaches SAM's own IoU head."""
+        modules = [self.visual_model.mask_decoder, self.text_hidden_fcs, self.sida_fc1, self.attention_layer]
+        return [p for module in modules for name, p in module.named_parameters() if "iou_prediction_head" not in name]
 
 
 class SIDAForCausalLM(LlamaForCausalLM):
@@ -149,7 +150,8 @@ class SIDAForCausalLM(LlamaForCausalLM):
 
     def _language_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The vocabulary is projected only from the first supervised position of the batch on."""
-        first = max(int((labels != IGNORE_INDEX).any(dim=0).long().argmax()) - 1, 0)
+        supervised = (labels != IGNORE_INDEX).any(dim=0).nonzero().flatten()
+        first = max(int(supervised[0]) - 1, 0) if len(supervised) else labels.shape[1] - 1
         return language_loss(self.lm_head(hidden[:, first:]), labels[:, first:])
 
     def _idle_mask_branch(self, hidden: Tensor, cls_logits: Tensor, images_sam: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ class SIDAForCausalLM(LlamaForCausalLM):
 
         Under ZeRO-3 the ranks must also run the same modules, or their all-gathers wait for each other for ever.
         """
-        parameters = [p for module in self.model.mask_branch() for p in module.parameters()]
+        parameters = self.model.mask_branch()
         if not hasattr(parameters[0], "ds_id"):
             return sum(p.sum() for p in parameters) * 0.0
         states = [hidden[0, -1:]] + [hidden[0, :0]] * (len(hidden) - 1)

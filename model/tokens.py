@@ -46,7 +46,7 @@ class SidaTokenizer:
             raise FileNotFoundError(f"no sentencepiece model at {self.model_file}: copy tokenizer.model of the base model there")
         self._sp = sentencepiece.SentencePieceProcessor(model_file=str(self.model_file))
         self.added: dict[str, int] = {}
-        self.add_tokens(added or {})
+        self.add_tokens(dict(sorted((added or {}).items(), key=lambda item: item[1])))
 
     def add_tokens(self, tokens: Iterable[str]) -> int:
         """Append unknown `tokens` in order; returns how many were new. A mapping's ids must continue the vocabulary."""
@@ -140,7 +140,7 @@ class SidaTokenizer:
         elif (folder / "tokenizer_config.json").is_file():
             decoder = json.loads((folder / "tokenizer_config.json").read_text()).get("added_tokens_decoder", {})
             added = {entry["content"]: int(index) for index, entry in decoder.items() if entry["content"] not in (BOS, EOS, UNK)}
-        return cls(folder / "tokenizer.model", dict(sorted(added.items(), key=lambda item: item[1])))
+        return cls(folder / "tokenizer.model", added)
 
     def save_pretrained(self, folder: str | Path, max_length: int) -> None:
         """Write the files that transformers' LlamaTokenizer reads too."""

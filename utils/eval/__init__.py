@@ -1,0 +1,1 @@
+"""Figures for a checkpoint on a data set."""
