@@ -28,7 +28,7 @@ from utils.data.transforms import read_rgb
 DATA = Path(__file__).parent / "data"
 ITEMS = json.loads((DATA / "stage1_dataset.json").read_text())
 STAGE1 = np.load(DATA / "stage1_dataset.npz")
-DESCRIPTION = np.load(DATA / "desc_ids.npz")
+DESCRIPTION = np.load(DATA / "desc_forward.npz")
 CONVERSATIONS = json.loads((DATA / "conversations.json").read_text())
 TOKENIZER = SidaTokenizer.from_pretrained(DATA)
 RECORDS = {record.image.name: record for record in read_split(DATA / "images", "train", descriptions=True)}

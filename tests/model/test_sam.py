@@ -1,0 +1,49 @@
+"""SAM by the unforked package, prompted by an embedding."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+import torch
+
+from model.config import SAM_TINY, SAM_VIT_H
+from model.sam import build_sam, read_sam_file
+
+
+def test_prompts_of_one_image_are_independent() -> None:
+    sam = build_sam(**SAM_TINY, image_size=64).eval()
+    with torch.no_grad():
+        embedding = sam.encode(torch.randn(1, 3, 64, 64))[0]
+        prompts = torch.randn(3, 256)
+        together = sam.decode(embedding, prompts)
+        alone = torch.cat([sam.decode(embedding, prompt[None]) for prompt in prompts])
+    assert together.shape == (3, 16, 16)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_upscale_cuts_the_padding_off() -> None:
+    sam = build_sam(**SAM_TINY, image_size=64)
+    low_res = torch.full((1, 16, 16), -1.0)
+    low_res[:, :8] = 1.0  # the upper half of the square; the picture below fills just that
+    assert (sam.upscale(low_res, (30, 64), (300, 640)) > 0).all()
+    assert sam.upscale(low_res, (30, 64), (300, 640)).shape == (1, 300, 640)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(FileNotFoundError, match="--vision_pretrained"):
+        read_sam_file("nowhere.pth")
+
+
+@pytest.mark.slow
+def test_vit_h_at_1024_px() -> None:
+    """The real size, fp32, once: 0.64 G parameters, the published number of them, about 6 GB."""
+    sam = build_sam(**SAM_VIT_H).eval()
+    assert sum(p.numel() for p in sam.image_encoder.parameters()) == 637_026_048
+    with torch.inference_mode():
+        embedding = sam.encode(torch.randn(1, 3, 1024, 1024))
+        masks = sam.upscale(sam.decode(embedding[0], torch.randn(1, 256)), (768, 1024), (480, 640))
+    assert embedding.shape == (1, 256, 64, 64)
+    assert masks.shape == (1, 480, 640)
+    assert masks.isfinite().all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 12e6, "kB"
