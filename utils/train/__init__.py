@@ -1,0 +1,1 @@
+"""Training: stages, flags, DeepSpeed, checkpoints, the loop."""

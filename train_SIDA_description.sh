@@ -1,0 +1,13 @@
+#!/bin/sh
+# Teach SIDA to explain: 5 epochs on the 3,000 described images. Flags given to this script win over those below.
+exec deepspeed --master_port=24999 train_SIDA.py \
+  --stage description \
+  --version ./ck/SIDA-7B \
+  --dataset_dir /path_to/text_label_images/ \
+  --vision_pretrained ./ck/sam_vit_h_4b8939.pth \
+  --val_dataset /path_to/text_label_images/ \
+  --batch_size 2 \
+  --exp_name SIDA-7B-description \
+  --epochs 5 \
+  --steps_per_epoch 100 \
+  "$@"

@@ -1,0 +1,42 @@
+"""Validation, inside a training run and alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from model.sida import SIDAForCausalLM
+from utils.data.dataset import SidaDataset
+from utils.distributed import is_main
+from utils.eval.evaluate import evaluate
+from utils.eval.report import format_report
+from utils.train.build import finished_model, make_processor, read_records
+from utils.train.config import TrainConfig
+from utils.train.engine import DTYPES, join, pick_device
+
+
+def validate(cfg: TrainConfig, model: SIDAForCausalLM, dataset: SidaDataset, pictures: Path) -> dict[str, Any]:
+    """`evaluate` with the flags' settings; figures are the same on every rank, pictures go to the folder `pictures`."""
+    settings = {"batch_size": cfg.val_batch_size, "device": pick_device(cfg), "dtype": DTYPES[cfg.precision], "workers": cfg.workers}
+    return evaluate(model, dataset, **settings, pictures_dir=pictures)
+
+
+def evaluate_only(cfg: TrainConfig) -> str:
+    """Validate `--version`, or the training checkpoint `--resume`, write eval.json into the run's folder; returns the report.
+
+    All ranks of a launcher share the work; a single process needs neither a process group nor DeepSpeed.
+    """
+    device = pick_device(cfg)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        join(device)
+    records = read_records(cfg, "validation")
+    model, tokenizer = finished_model(cfg, DTYPES[cfg.precision], device)
+    dataset = SidaDataset(records, make_processor(cfg, model, tokenizer), replace_unreadable=False)
+    figures = validate(cfg, model, dataset, cfg.pictures_dir / "eval")
+    written = cfg.run_dir / "eval.json"
+    if is_main():
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        written.write_text(json.dumps(figures, indent=2) + "\n")
+    return f"{format_report(figures)}\n\nwritten to {written}"
