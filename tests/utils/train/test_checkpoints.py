@@ -131,10 +131,12 @@ def test_torchs_own_words_for_a_full_disk(tmp_path: Path) -> None:
     errors: list[str] = []
 
     def write(content: object, path: str) -> None:
+        Path(path).write_bytes(b"half")
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
     checkpoints._attempt(errors, tmp_path / "x.pt", write, None)
     assert errors == ["x.pt of rank 0: [enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"]
+    assert list(tmp_path.iterdir()) == []  # the half file made room for `zero_to_fp32.py`
 
 
 def test_other_errors_are_not_swallowed(tmp_path: Path) -> None:
