@@ -77,7 +77,7 @@ def answer(pipe: object, path: str, prompt: str | None, args: argparse.Namespace
     for file in filter(None, saved.values()):
         print(f"{file} has been saved.")
     if args.json:
-        record = result.to_dict() | {"text": text, "image": path, "mask_path": saved["mask"], "overlay_path": saved["overlay"]}
+        record = result.to_dict() | {"text": text, "image": path, **saved}
         print(json.dumps(record))
 
 

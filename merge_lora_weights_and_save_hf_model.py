@@ -36,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image_size", type=int, help="default: the run's")
     add("--model_max_length", type=int, help="default: the run's")
     add("--check", action=argparse.BooleanOptionalAction, default=True, help="reload what was written and compare its outputs")
-    for flag in ("--vis_save_path", "--lora_dropout", "--lora_target_modules", "--local-rank", "--train_mask_decoder", "--use_mm_start_end", "--out_dim", "--vision_pretrained"):
+    idle = ("vis_save_path", "lora_dropout", "lora_target_modules", "local-rank", "train_mask_decoder", "use_mm_start_end", "out_dim", "vision_pretrained")
+    for flag in (f"--{name}" for name in idle):
         add(flag, nargs="?", const="true", help="accepted for old command lines; no effect on merging")
     return parser
 

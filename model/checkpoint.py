@@ -163,7 +163,8 @@ def load_tower(name: str, folder: Path, dtype: torch.dtype) -> CLIPVisionModel:
     try:
         return CLIPVisionModel.from_pretrained(place, dtype=dtype)
     except OSError as error:
-        raise FileNotFoundError(f"no vision tower {name!r}, neither as a folder nor on the hub: give --vision-tower the path of clip-vit-large-patch14") from error
+        fix = "give --vision-tower the path of clip-vit-large-patch14"
+        raise FileNotFoundError(f"no vision tower {name!r}, neither as a folder nor on the hub: {fix}") from error
 
 
 def read_config(folder: str | Path, **overrides: Any) -> SidaConfig:

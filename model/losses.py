@@ -56,7 +56,9 @@ def mask_losses(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Te
     """B x [n, h, w] logits and targets -> (bce, dice), means over all masks; zeros when there is none."""
     for i, (mask, target) in enumerate(zip(logits, targets, strict=True)):
         if mask.shape != target.shape:
-            raise ValueError(f"image {i} of the batch has mask logits {tuple(mask.shape)} but a target {tuple(target.shape)}: one mask per [SEG], at the resized size")
+            raise ValueError(
+                f"image {i} of the batch has mask logits {tuple(mask.shape)} but a target {tuple(target.shape)}: expected one mask per [SEG], resized alike"
+            )
     pairs = [(mask, target) for mask, target in zip(logits, targets, strict=True) if len(mask)]
     if not pairs:
         zero = torch.zeros((), device=targets[0].device)

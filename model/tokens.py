@@ -67,7 +67,8 @@ class SidaTokenizer:
     def id_of(self, token: str) -> int:
         """The id of an added token."""
         if token not in self.added:
-            raise ValueError(f"the tokenizer at {self.model_file.parent} has no {token}: it has {sorted(self.added) or 'no added tokens'}; is this a SIDA checkpoint?")
+            found = sorted(self.added) or "no added tokens"
+            raise ValueError(f"the tokenizer at {self.model_file.parent} has no {token}: it has {found}; is this a SIDA checkpoint?")
         return self.added[token]
 
     @property

@@ -33,9 +33,8 @@ def read_split(root: Path | str, split: str, *, descriptions: bool = False, stri
         images = _images(folder / label.title)
         masks = _masks(folder, images, strict) if label is Label.TAMPERED else {}
         texts = _descriptions(folder, label, images, strict) if descriptions else {}
-        for image in images:
-            if label is not Label.TAMPERED or image.name in masks:
-                records.append(Record(f"{label.title}/{image.name}", image, label, masks.get(image.name), texts.get(image.name)))
+        kept = [image for image in images if label is not Label.TAMPERED or image.name in masks]
+        records += [Record(f"{label.title}/{image.name}", image, label, masks.get(image.name), texts.get(image.name)) for image in kept]
     return records
 
 

@@ -65,10 +65,8 @@ def read(model: SIDAForCausalLM, question: Question, decode: str = "generate") -
     cls_logits = model.model.cls_head[0](first.hidden[:, -1])
     if int(cls_logits.argmax()) != Label.TAMPERED:
         return Reading(cls_logits[0], answer_ids=answer)
-    if model.seg_id in answer:
-        seg = states[0, prompt + answer.index(model.seg_id) - 1]
-    else:
-        seg = _forced_seg_state(model, question, cache)
+    wrote_seg = model.seg_id in answer
+    seg = states[0, prompt + answer.index(model.seg_id) - 1] if wrote_seg else _forced_seg_state(model, question, cache)
     return Reading(cls_logits[0], _masks(model, question, seg[None], cls_logits), answer)
 
 

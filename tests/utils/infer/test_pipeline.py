@@ -135,9 +135,9 @@ def test_chat_one_shot(checkpoint: Path, picture: Path, tmp_path: Path, capsys: 
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record["label"] == "tampered"
     assert set(record["probs"]) == {"real", "full_synthetic", "tampered"}
-    mask = cv2.imread(record["mask_path"], cv2.IMREAD_UNCHANGED)
-    assert Path(record["mask_path"]).name == "tampered_0_mask_0.png"
-    assert Path(record["overlay_path"]).name == "tampered_0_masked_img_0.jpg"
+    mask = cv2.imread(record["mask"], cv2.IMREAD_UNCHANGED)
+    assert Path(record["mask"]).name == "tampered_0_mask_0.png"
+    assert Path(record["overlay"]).name == "tampered_0_masked_img_0.jpg"
     assert mask.shape == cv2.imread(str(picture)).shape[:2]
     assert set(np.unique(mask)) <= {0, 255}
 
@@ -147,7 +147,7 @@ def test_chat_loop_asks_again_for_a_wrong_path(
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not a picture")
-    lines = iter([f"Is it real?\n", "nowhere.png\n", f"{broken}\n", "Is it real?\n", f"{picture}\n", ""])
+    lines = iter(["Is it real?\n", "nowhere.png\n", f"{broken}\n", "Is it real?\n", f"{picture}\n", ""])
     monkeypatch.setattr("sys.stdin", type("Pipe", (), {"readline": lambda self: next(lines)})())
     assert chat.main(["--version", str(checkpoint), "--vis_save_path", str(tmp_path), "--model_max_length", "4"]) == 0
     out, err = capsys.readouterr()

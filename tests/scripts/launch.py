@@ -1,0 +1,43 @@
+"""Run a script as a user does: in its own process, or under the deepspeed launcher."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def environment() -> dict[str, str]:
+    """A clean environment: nothing that a launcher set in this process leaks into the next."""
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in launcher}
+    return kept | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+def deepspeed(processes: int, script: str, *argv: object, **options: object) -> subprocess.Popen[str]:
+    """Start `deepspeed --num_gpus N script argv...`; stdout and stderr together on a pipe, in a process group of its own."""
+    command = [str(BIN / "deepspeed"), f"--num_gpus={processes}", f"--master_port={free_port()}", script, *map(str, argv)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options)
+
+
+def run(command: list[object], cwd: Path = ROOT, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run to the end; the output is in the assertion when it fails."""
+    return subprocess.run(list(map(str, command)), cwd=cwd, env=environment(), capture_output=True, text=True, input=text, timeout=300)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """The output of a started script that must succeed."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-4000:]
+    return output

@@ -1,0 +1,46 @@
+"""The README's commands exist, with the flags that they are given."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import chat
+import merge_lora_weights_and_save_hf_model as merge_script
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = "\n".join(re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", " ")
+COMMANDS = [line for line in BLOCKS.splitlines() if re.match(r"(deepspeed|python|sh|make|cd) ", line)]
+
+
+def known_flags(script: str) -> str:
+    if script.startswith("chat"):
+        return chat.build_parser("sida").format_help()
+    if script.startswith("merge"):
+        return merge_script.build_parser().format_help()
+    return (ROOT / "utils" / "train" / "config.py").read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str) -> None:
+    if command.startswith("make "):
+        assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        return
+    script = next(word for word in command.split() if word.endswith((".py", ".sh")))
+    assert script == "zero_to_fp32.py" or (ROOT / script).is_file()  # DeepSpeed puts that one into the checkpoint
+    if script == "zero_to_fp32.py":
+        return
+    for flag in re.findall(r"--([a-z_0-9-]+)", command.split(script)[1]):
+        assert flag.replace("-", "_") in known_flags(script).replace("-", "_"), f"{script} has no --{flag}"
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links(link: str) -> None:
+    assert (ROOT / link).exists(), link
