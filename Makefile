@@ -25,10 +25,18 @@ $(READY): requirements.txt requirements-dev.txt
 	 || { echo "error: installing requirements-dev.txt failed: is a package index reachable, and is there 2 GB of disk?" >&2; exit 1; }
 	@touch $@
 
-DEMO := examples/SID_handful/train
+HANDFUL := examples/SID_handful
 demo: $(READY)
-	@$(PY) chat.py --version ck/SIDA-tiny --vis_save_path vis_output --prompt "" --image $(DEMO)/*/*.jpg 2>/dev/null
-	@echo; echo "Masks and overlays are in vis_output/. Next: $(PY) chat.py   (asks for a prompt, then for the path of your own picture)"
+	@$(PY) chat.py --version ck/SIDA-tiny --vis_save_path vis_output --image $(HANDFUL)/train/real/*.jpg $(HANDFUL)/train/full_synthetic/*.jpg $(HANDFUL)/train/tampered/*.jpg
+	@echo; echo "Masks and overlays are in vis_output/. Next: $(PY) chat.py asks for a prompt and for the path of a picture."
+
+# From nothing to ck/SIDA-tiny in about two minutes on one core: a random base, 200 steps on the nine pictures, merge.
+tiny: $(READY)
+	rm -rf runs/tiny runs/tiny-base
+	$(PY) -m utils.train.scratch --out runs/tiny-base --dataset_dir $(HANDFUL)
+	OMP_NUM_THREADS=1 $(PY) train_SIDA.py --version runs/tiny-base --dataset_dir $(HANDFUL) --precision fp32 --train_text --no_gradient_checkpointing \
+	  --batch_size 3 --grad_accumulation_steps 3 --epochs 1 --steps_per_epoch 200 --lr 0.003 --warmup_steps 20 --workers 1 --exp_name tiny
+	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny/ckpt_last --save_path ck/SIDA-tiny --precision fp16
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --cov --cov-report=term:skip-covered

@@ -72,7 +72,8 @@ def answer(pipe: object, path: str, prompt: str | None, args: argparse.Namespace
     text = remove_repeated_tags(result.text) if stage == "description" else result.text
     print("text_output: ", text)
     probs = "  ".join(f"{title} {value:.3f}" for title, value in result.probs.items())
-    print(f"class: {result.label.title if result.label is not None else 'none: no [CLS] in prompt or answer'}  ({probs})  {result.seconds:.2f} s")
+    label = result.label.title if result.label is not None else "none: no [CLS] in prompt or answer"
+    print(f"class: {label}  ({probs})  {result.seconds:.2f} s")
     saved = result.save(args.vis_save_path, Path(path).stem)
     for file in filter(None, saved.values()):
         print(f"{file} has been saved.")
@@ -100,6 +101,8 @@ def main(argv: list[str] | None = None, stage: str = "sida") -> int:
         pipe = load(args)
         if args.image or args.prompt:
             for path in args.image or [ask_image()]:
+                if len(args.image or ()) > 1:
+                    print(f"\n{path}")
                 answer(pipe, path, args.prompt, args, stage)
             return 0
         while True:

@@ -15,7 +15,7 @@ SENTENCES = [
 
 def build_tiny_lisa(folder: Path, **overrides: object) -> Path:
     """LISA-style folder with `sam.pth` and `vision_tower/` inside; `overrides` are SidaConfig fields."""
-    from model.scratch import build_base
+    from utils.train.scratch import build_base
 
     return build_base(folder, SENTENCES * 4, vocab_size=420, **overrides)
 

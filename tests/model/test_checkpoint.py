@@ -11,8 +11,8 @@ import torch
 from model import checkpoint
 from model.checkpoint import canonical, load_for_training, load_pretrained, read_tensors, save_pretrained
 from model.lora import add_lora, merge_lora, set_trainable
-from model.scratch import build_base
 from tests.tiny import SENTENCES, build_tiny_lisa
+from utils.train.scratch import build_base
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,7 @@ def trainable_model(cfg: TrainConfig, dtype: torch.dtype) -> tuple[SIDAForCausal
     )
     add_lora(model, cfg.lora_r, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_target_modules.split(","))
     families = cfg.stage_defaults.families(compat=cfg.reference, mask_decoder=cfg.train_mask_decoder)
+    families += ("lm_head",) * cfg.train_text  # a frozen one has no word for the new tokens
     log.info("%d trainable parameters: LoRA and %s", set_trainable(model, families), ", ".join(families))
     model.loss_weights = loss_weights(cfg)
     if cfg.gradient_checkpointing:

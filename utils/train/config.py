@@ -79,7 +79,7 @@ class TrainConfig:
     mask_loss_weight: float | None = _flag(None, "mask = bce and dice; None: 1, description 0.5")
     bce_loss_weight: float = _flag(1.0, "share of bce in mask")
     dice_loss_weight: float = _flag(1.0, "share of dice in mask")
-    train_text: bool = _flag(False, "stage sida: also train the words of the answer")
+    train_text: bool = _flag(False, "stage sida: also train the words of the answer, and lm_head with them")
     compat: Literal["none", "reference"] = _flag("none", "reference: repeat the original's accidents, see docs/faithfulness.md")
     seed: int = _flag(42, "of everything random")
     # process
@@ -95,7 +95,7 @@ class TrainConfig:
     eval_only: bool = _flag(False, "validate --version (or --resume) and stop")
     val_batch_size: int = _flag(1, "samples per process in validation")
     early_stop: int = _flag(0, "stop after so many validations without a gain (accuracy; description: ce), 0 = never")
-    zero_stage: Literal[0, 1, 2, 3] = _flag(2, "DeepSpeed ZeRO; merging needs 2 or 3, whose checkpoints hold every weight in fp32")
+    zero_stage: Literal[0, 1, 2, 3] = _flag(2, "DeepSpeed ZeRO; 3 on one process only; zero_to_fp32.py needs 2 or 3")
     offload_optimizer: bool = _flag(False, "keep optimizer states in CPU memory")
     deepspeed_config: str = _flag("", "JSON file that replaces the built-in DeepSpeed configuration")
     device: Literal["auto", "cuda", "cpu"] = _flag("auto", "auto: cuda if there is one")

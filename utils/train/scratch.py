@@ -1,9 +1,14 @@
-"""A base checkpoint from nothing: what LISA-7B-v1, CLIP and SAM are to the real model, a preset with random weights is to a small one."""
+"""A base checkpoint from nothing: what LISA-7B-v1, CLIP and SAM are to the real model, a preset with random weights is to a small one.
+
+    python -m utils.train.scratch --out runs/tiny-base --dataset_dir examples/SID_handful
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +16,12 @@ import sentencepiece
 import torch
 
 from model.checkpoint import TOWER_FOLDER, save_pretrained
-from model.config import preset
+from model.config import CONV_TYPES, PRESETS, STAGES, preset
 from model.sida import SIDAForCausalLM
 from model.tokens import IM_END_TOKEN, IM_START_TOKEN, SEG_TOKEN, SidaTokenizer
+from model.types import Label
+from utils.data.conversation import answer, prompt, question
+from utils.data.sid_set import read_split
 
 LISA_TOKENS = (SEG_TOKEN, IM_START_TOKEN, IM_END_TOKEN)
 LISA_LACKS = ("cls_head", "sida_fc1", "attention_layer")
@@ -57,3 +65,27 @@ def build_base(folder: str | Path, sentences: Iterable[str], *, name: str = "tin
     for family in LISA_LACKS:
         delattr(model.model, family)
     return save_pretrained(model, tokenizer, folder)
+
+
+def sentences(dataset_dir: str | Path) -> list[str]:
+    """Everything that is ever said: all prompts and answers of both stages, and the data set's descriptions."""
+    asked = [prompt(conv_type, question(stage)) for conv_type in CONV_TYPES for stage in STAGES]
+    said = [answer(label, stage) for label in Label for stage in STAGES]
+    described = [record.description for record in read_split(dataset_dir, "train", descriptions=True) if record.description]
+    return asked + said + described
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build a base from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--dataset_dir", required=True, help="its descriptions teach the tokenizer")
+    parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS), help="sizes of the network")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    build_base(args.out, sentences(args.dataset_dir), name=args.preset, seed=args.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
