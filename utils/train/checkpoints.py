@@ -68,6 +68,7 @@ def save(engine: DeepSpeedEngine, folder: Path, state: TrainState, *, keep: int 
         if is_main():
             _attempt(errors, partial / STATE, _replace_text, _state_text(state))
     failures = [error for errors in gather_objects(errors) for error in errors]
+    free = shutil.disk_usage(folder).free / 1e9
     if is_main():
         if failures:
             shutil.rmtree(partial)
@@ -76,10 +77,11 @@ def save(engine: DeepSpeedEngine, folder: Path, state: TrainState, *, keep: int 
             _prune(folder, state.global_step, keep)
     barrier()
     if failures:
-        message = f"could not write checkpoint {folder / tag}: {failures[0]}. Free some space; the previous checkpoint still stands."
+        message = f"could not write checkpoint {folder / tag}: {failures[0]} ({free:.3f} GB free). Make room; what was in {folder} still stands."
         if required:
             raise OSError(message)
-        log.error("%s Training goes on.", message)
+        if is_main():
+            log.error("%s Training goes on.", message)
     return not failures
 
 

@@ -12,8 +12,15 @@ from utils.train.config import TrainConfig
 
 
 def build_config(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
-    """The dictionary for deepspeed.initialize: the original's, or `--deepspeed_config`'s file. Needs cfg.steps_per_epoch > 0."""
-    return read_config(cfg) if cfg.deepspeed_config else _built_in(cfg, cuda)
+    """The dictionary for deepspeed.initialize: the original's, or `--deepspeed_config`'s file. Needs cfg.steps_per_epoch > 0.
+
+    Raises ValueError for ZeRO-3 on several processes, and as `read_config`.
+    """
+    config = read_config(cfg) if cfg.deepspeed_config else _built_in(cfg, cuda)
+    if config.get("zero_optimization", {}).get("stage", 0) == 3 and world_size() > 1:
+        # each module gathers its weights over all ranks when it is called, but a rank calls SAM once per tampered image of its batch
+        raise ValueError(f"ZeRO-3 on {world_size()} processes: their batches call different modules, which it cannot follow; use --zero_stage 2")
+    return config
 
 
 def _built_in(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:

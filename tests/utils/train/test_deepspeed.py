@@ -60,6 +60,14 @@ def test_absent_file() -> None:
         build_config(TrainConfig(precision="bf16", deepspeed_config="nowhere.json"), cuda=True)
 
 
+def test_zero_3_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = TrainConfig(precision="bf16", zero_stage=3)
+    assert build_config(cfg, cuda=True)["zero_optimization"]["stage"] == 3
+    monkeypatch.setattr("utils.train.deepspeed.world_size", lambda: 2)
+    with pytest.raises(ValueError, match="ZeRO-3 on 2 processes"):
+        build_config(cfg, cuda=True)
+
+
 def factors(total: int, warmup: int, reference: bool = False) -> list[float]:
     return [lr_factor(done, total=total, warmup=warmup, reference=reference) for done in range(total)]
 
