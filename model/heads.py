@@ -5,7 +5,9 @@ Dimensions: H hidden size, E = 256 prompt width, n [SEG] tokens of one image.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from model.types import Label
 
@@ -20,10 +22,13 @@ def seg_projection(hidden: int, out: int) -> nn.ModuleList:
     return nn.ModuleList([nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out), nn.Dropout(0.0))])
 
 
-def fuse(attention: nn.MultiheadAttention, class_prompt: Tensor, seg: Tensor) -> Tensor:
-    """seg + attention(query = class prompt [E], keys = values = seg [n, E]) -> [n, E].
+def fuse(attention: nn.MultiheadAttention, class_prompts: Tensor, segs: list[Tensor]) -> list[Tensor]:
+    """seg + attention(query = class prompt, keys = values = seg) of each image: [B, E] and B x [n, E] -> B x [n, E], n > 0.
 
     With one [SEG] the softmax runs over one key: the class then has no influence (as in the paper's code).
     """
-    attended, _ = attention(query=class_prompt[None], key=seg, value=seg)
-    return seg + attended
+    keys = pad_sequence(segs, batch_first=True)
+    counts = torch.tensor([len(seg) for seg in segs], device=keys.device)
+    absent = torch.arange(keys.shape[1], device=keys.device) >= counts[:, None]
+    attended, _ = attention(query=class_prompts[:, None], key=keys, value=keys, key_padding_mask=absent if absent.any() else None)
+    return [seg + extra for seg, extra in zip(segs, attended, strict=True)]

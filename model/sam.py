@@ -4,7 +4,7 @@ The package's image encoder, prompt encoder and mask decoder are used as they ar
 published checkpoints load key by key. The original feeds the embedding through a patched prompt encoder; handing it to
 the decoder as the only sparse prompt is the same computation.
 
-Dimensions: B images, S side of the square input, E = 256 prompt width, n prompts of one image, L = S/4 mask side.
+Dimensions: B images, S side of the square input, E = 256 prompt width, n prompts, L = S/4 mask side.
 """
 
 from __future__ import annotations
@@ -50,17 +50,28 @@ class Sam(nn.Module):
         """[B, 3, S, S] normalised pixels -> [B, E, S/16, S/16]."""
         return self.image_encoder(images)
 
-    def decode(self, embedding: Tensor, prompts: Tensor) -> Tensor:
-        """One image's embedding [E, S/16, S/16] and its prompts [n, E] (n > 0) -> low-resolution logits [n, L, L]."""
-        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+    def decode(self, embeddings: Tensor, prompts: Tensor) -> Tensor:
+        """Prompts [n, E] (n > 0), each with its image's embedding [n, E, S/16, S/16] -> low-resolution logits [n, L, L].
+
+        SAM's decoder takes one image and adds a dense embedding per prompt to it; the images go in through the latter,
+        so that prompts of several images are one call.
+        """
         low_res, _ = self.mask_decoder(
-            image_embeddings=embedding[None],
-            image_pe=self.prompt_encoder.get_dense_pe().to(embedding.dtype),
+            image_embeddings=torch.zeros_like(embeddings[:1]),
+            image_pe=self._dense_pe(),
             sparse_prompt_embeddings=prompts[:, None],
-            dense_prompt_embeddings=dense.expand(len(prompts), -1, *embedding.shape[-2:]),
+            dense_prompt_embeddings=embeddings + self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
             multimask_output=False,
         )
         return low_res[:, 0]
+
+    def _dense_pe(self) -> Tensor:
+        """[1, E, S/16, S/16] positions of the patches. The package's get_dense_pe() works in fp32 only; same numbers there."""
+        encoding = self.prompt_encoder.pe_layer
+        matrix = encoding.positional_encoding_gaussian_matrix
+        y, x = ((torch.arange(n, device=matrix.device) + 0.5) / n for n in self.prompt_encoder.image_embedding_size)
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        return encoding._pe_encoding(grid.to(matrix.dtype)).permute(2, 0, 1)[None]
 
     def upscale(self, low_res: Tensor, resized: Size, target: Size) -> Tensor:
         """Low-resolution logits [n, L, L] -> [n, *target]: to SAM's input, padding cut off at `resized`, to `target`."""

@@ -91,14 +91,18 @@ class SIDAForCausalLM(LlamaForCausalLM):
 
     def segment(self, states: list[Tensor], cls_logits: Tensor, images_sam: Tensor, resized: list[Size], target: list[Size]) -> list[Tensor]:
         """B x [n, H] states, [B, 3] class logits, [B, 3, S, S] images -> B x [n, *target] mask logits. SAM sees only images with n > 0."""
-        net = self.model
+        net, sam = self.model, self.model.visual_model
         masks = [cls_logits.new_zeros((0, *size), dtype=torch.float32) for size in target]
         wanted = [i for i, state in enumerate(states) if len(state)]
-        embeddings = net.visual_model.encode(images_sam[wanted]) if wanted else []
-        for i, embedding in zip(wanted, embeddings, strict=True):
-            seg = net.text_hidden_fcs[0](states[i])
-            prompts = fuse(net.attention_layer, net.sida_fc1(cls_logits[i]), seg)
-            masks[i] = net.visual_model.upscale(net.visual_model.decode(embedding, prompts), resized[i], target[i])
+        if not wanted:
+            return masks
+        counts = [len(states[i]) for i in wanted]
+        segs = net.text_hidden_fcs[0](torch.cat([states[i] for i in wanted])).split(counts)
+        prompts = torch.cat(fuse(net.attention_layer, net.sida_fc1(cls_logits[wanted]), list(segs)))
+        image_of = torch.arange(len(wanted), device=prompts.device).repeat_interleave(torch.tensor(counts, device=prompts.device))
+        low_res = sam.decode(sam.encode(images_sam[wanted])[image_of], prompts).split(counts)
+        for i, logits in zip(wanted, low_res, strict=True):
+            masks[i] = sam.upscale(logits, resized[i], target[i])
         return masks
 
     def forward(
@@ -141,7 +145,7 @@ class SIDAForCausalLM(LlamaForCausalLM):
         images_sam: Tensor,
     ) -> SidaLosses:
         bce, dice = mask_losses(mask_logits, masks)
-        if self.training and not any(len(mask) for mask in mask_logits):
+        if not any(len(mask) for mask in mask_logits):
             bce = bce + self._idle_mask_branch(hidden, cls_logits, images_sam)
         ce = torch.zeros((), device=hidden.device)
         if self.loss_weights.ce and labels is not None:

@@ -11,15 +11,32 @@ from model.config import SAM_TINY, SAM_VIT_H
 from model.sam import build_sam, read_sam_file
 
 
-def test_prompts_of_one_image_are_independent() -> None:
+def test_prompts_of_several_images_are_independent() -> None:
     sam = build_sam(**SAM_TINY, image_size=64).eval()
     with torch.no_grad():
-        embedding = sam.encode(torch.randn(1, 3, 64, 64))[0]
+        embeddings = sam.encode(torch.randn(2, 3, 64, 64))[[0, 1, 1]]
         prompts = torch.randn(3, 256)
-        together = sam.decode(embedding, prompts)
-        alone = torch.cat([sam.decode(embedding, prompt[None]) for prompt in prompts])
+        together = sam.decode(embeddings, prompts)
+        alone = torch.cat([sam.decode(embedding[None], prompt[None]) for embedding, prompt in zip(embeddings, prompts, strict=True)])
     assert together.shape == (3, 16, 16)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_positions_are_the_packages_own() -> None:
+    sam = build_sam(**SAM_TINY, image_size=64)
+    assert torch.equal(sam._dense_pe(), sam.prompt_encoder.get_dense_pe())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    sam = build_sam(**SAM_TINY, image_size=64).eval()
+    images, prompts = torch.randn(1, 3, 64, 64), torch.randn(1, 256)
+    with torch.no_grad():
+        exact = sam.decode(sam.encode(images), prompts)
+        half = sam.to(dtype).decode(sam.encode(images.to(dtype)), prompts.to(dtype)).float()
+    assert half.isfinite().all()
+    torch.testing.assert_close(half, exact, atol=0.1 * exact.abs().max().item(), rtol=0)
 
 
 def test_upscale_cuts_the_padding_off() -> None:
@@ -42,7 +59,7 @@ def test_vit_h_at_1024_px() -> None:
     assert sum(p.numel() for p in sam.image_encoder.parameters()) == 637_026_048
     with torch.inference_mode():
         embedding = sam.encode(torch.randn(1, 3, 1024, 1024))
-        masks = sam.upscale(sam.decode(embedding[0], torch.randn(1, 256)), (768, 1024), (480, 640))
+        masks = sam.upscale(sam.decode(embedding, torch.randn(1, 256)), (768, 1024), (480, 640))
     assert embedding.shape == (1, 256, 64, 64)
     assert masks.shape == (1, 480, 640)
     assert masks.isfinite().all()

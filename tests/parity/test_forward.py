@@ -70,8 +70,8 @@ def test_stage1(stage1: SIDAForCausalLM, name: str) -> None:
         golden.close(out.losses.mask_bce, want["pure_bce"])
         golden.close(out.losses.mask_dice, want["pure_dice"])
         bits = [np.packbits((m[0] > 0).numpy()) for m in out.mask_logits if len(m)]
-        flips = [np.unpackbits(b ^ npz[f"{name}/{i}/mask_bits"]).sum() for i, b in enumerate(bits)]
-        assert sum(flips) <= 2, f"{flips} pixels changed sides"
+        flips = [np.unpackbits(b ^ npz[f"{name}/{i}/mask_bits"]).mean() for i, b in enumerate(bits)]
+        assert max(flips) < 1e-5, f"{flips} of the pixels changed sides"  # logits of 1e-6 around zero
     check_masks(out, npz, name, "mask_s4", 4)
     check_gradients(stage1, want["grads"], npz, name)
 
