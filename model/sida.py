@@ -38,11 +38,6 @@ class SidaModel(LlamaModel):
         self.sida_fc1 = nn.Linear(3, width)
         self.attention_layer = nn.MultiheadAttention(embed_dim=width, num_heads=8, batch_first=True)
 
-    def mask_branch(self) -> list[nn.Parameter]:
-        """The trainable weights that only images with a [SEG] reach. No loss reaches SAM's own IoU head."""
-        modules = [self.visual_model.mask_decoder, self.text_hidden_fcs, self.sida_fc1, self.attention_layer]
-        return [p for module in modules for name, p in module.named_parameters() if "iou_prediction_head" not in name]
-
 
 class SIDAForCausalLM(LlamaForCausalLM):
     """The whole network. Without `images_sam` a forward is a plain multimodal language model's, so `generate` works."""
@@ -54,6 +49,7 @@ class SIDAForCausalLM(LlamaForCausalLM):
         self.model = SidaModel(config)
         self.cls_id, self.seg_id = cls_id, seg_id
         self.loss_weights = LossWeights()
+        self.lockstep = False  # several ranks train together: each must call the same modules
 
     def encode_images(self, images_clip: Tensor) -> Tensor:
         """[B, 3, 224, 224] CLIP-normalised pixels -> [B, P, H] projected patches of the selected layer."""
@@ -91,19 +87,23 @@ class SIDAForCausalLM(LlamaForCausalLM):
 
     def segment(self, states: list[Tensor], cls_logits: Tensor, images_sam: Tensor, resized: list[Size], target: list[Size]) -> list[Tensor]:
         """B x [n, H] states, [B, 3] class logits, [B, 3, S, S] images -> B x [n, *target] mask logits. SAM sees only images with n > 0."""
-        net, sam = self.model, self.model.visual_model
         masks = [cls_logits.new_zeros((0, *size), dtype=torch.float32) for size in target]
         wanted = [i for i, state in enumerate(states) if len(state)]
         if not wanted:
             return masks
-        counts = [len(states[i]) for i in wanted]
-        segs = net.text_hidden_fcs[0](torch.cat([states[i] for i in wanted])).split(counts)
-        prompts = torch.cat(fuse(net.attention_layer, net.sida_fc1(cls_logits[wanted]), list(segs)))
-        image_of = torch.arange(len(wanted), device=prompts.device).repeat_interleave(torch.tensor(counts, device=prompts.device))
-        low_res = sam.decode(sam.encode(images_sam[wanted])[image_of], prompts).split(counts)
+        embeddings = self.model.visual_model.encode(images_sam[wanted])
+        low_res = self._low_res_masks(embeddings, [states[i] for i in wanted], cls_logits[wanted])
         for i, logits in zip(wanted, low_res, strict=True):
-            masks[i] = sam.upscale(logits, resized[i], target[i])
+            masks[i] = self.model.visual_model.upscale(logits, resized[i], target[i])
         return masks
+
+    def _low_res_masks(self, embeddings: Tensor, states: list[Tensor], cls_logits: Tensor) -> list[Tensor]:
+        """[B, E, S/16, S/16] SAM embeddings, B x [n, H] states (n > 0), [B, 3] -> B x [n, S/4, S/4]. Each module is called once."""
+        net, counts = self.model, [len(state) for state in states]
+        segs = net.text_hidden_fcs[0](torch.cat(states)).split(counts)
+        prompts = torch.cat(fuse(net.attention_layer, net.sida_fc1(cls_logits), list(segs)))
+        image_of = torch.arange(len(counts), device=prompts.device).repeat_interleave(torch.tensor(counts, device=prompts.device))
+        return list(net.visual_model.decode(embeddings[image_of], prompts).split(counts))
 
     def forward(
         self,
@@ -145,7 +145,7 @@ class SIDAForCausalLM(LlamaForCausalLM):
         images_sam: Tensor,
     ) -> SidaLosses:
         bce, dice = mask_losses(mask_logits, masks)
-        if not any(len(mask) for mask in mask_logits):
+        if self.lockstep and not any(len(mask) for mask in mask_logits):
             bce = bce + self._idle_mask_branch(hidden, cls_logits, images_sam)
         ce = torch.zeros((), device=hidden.device)
         if self.loss_weights.ce and labels is not None:
@@ -159,13 +159,14 @@ class SIDAForCausalLM(LlamaForCausalLM):
         return language_loss(self.lm_head(hidden[:, first:]), labels[:, first:])
 
     def _idle_mask_branch(self, hidden: Tensor, cls_logits: Tensor, images_sam: Tensor) -> Tensor:
-        """0 with zero gradients for the mask branch, so that every rank reduces the same parameters.
+        """0 with zero gradients, through the same modules as a mask.
 
-        Under ZeRO-3 the ranks must also run the same modules, or their all-gathers wait for each other for ever.
+        DeepSpeed adds gradients up across ranks in the order in which backward reaches them (ZeRO-2) and gathers weights in the order
+        in which forward asks for them (ZeRO-3). A rank that leaves these modules out mixes up gradients, or waits for ever.
         """
-        parameters = self.model.mask_branch()
-        if not hasattr(parameters[0], "ds_id"):
-            return sum(p.sum() for p in parameters) * 0.0
-        states = [hidden[0, -1:]] + [hidden[0, :0]] * (len(hidden) - 1)
-        side = (self.config.image_size, self.config.image_size)
-        return self.segment(states, cls_logits, images_sam, [side] * len(hidden), [side] * len(hidden))[0].sum() * 0.0
+        sam = self.model.visual_model
+        if hasattr(sam.image_encoder.pos_embed, "ds_id"):  # ZeRO-3 gathers the encoder's weights too
+            embedding = sam.encode(images_sam[:1])
+        else:
+            embedding = images_sam.new_zeros(1, self.config.out_dim, *sam.prompt_encoder.image_embedding_size)
+        return self._low_res_masks(embedding, [hidden[0, -1:]], cls_logits[:1])[0].sum() * 0.0

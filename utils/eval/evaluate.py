@@ -47,15 +47,21 @@ def evaluate(
     scores, unreadable, drawn = Scores(), [], 0
     was_training = model.training
     model.eval()
-    mine = Subset(dataset, list(shard(len(dataset), rank(), world_size())))
-    loader = DataLoader(mine, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    own = list(shard(len(dataset), rank(), world_size()))
+    # A rank with one sample less runs one of them again, unscored: under ZeRO-3 every rank must take part in every forward.
+    spare = -(-len(dataset) // world_size()) - len(own)
+    loader = DataLoader(Subset(dataset, own + (own[-1:] or [0]) * spare), batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    pending = len(own)
     for batch, failed in tqdm(loader, desc="evaluating", unit="batch", disable=not is_main()):
         unreadable += failed
+        pending -= len(set(failed))
         if batch is None:
             continue
         batch = batch.to(device, dtype)
         out = model(**batch.model_inputs())
-        scores.update(out.cls_logits, batch.cls_labels, out.mask_logits, batch.masks, out.losses.ce)
+        rows = min(len(batch), max(pending, 0))
+        pending -= rows
+        scores.update(out.cls_logits[:rows], batch.cls_labels[:rows], out.mask_logits[:rows], batch.masks[:rows], out.losses.ce)
         if pictures_dir is not None and is_main() and drawn < PICTURES:
             drawn += _draw(batch, out, pictures_dir, PICTURES - drawn)
     model.train(was_training)
@@ -63,7 +69,7 @@ def evaluate(
 
 
 def _figures(scores: Scores, unreadable: list[str]) -> dict[str, Any]:
-    unreadable = sorted(path for paths in gather_objects(unreadable) for path in paths)
+    unreadable = sorted({path for paths in gather_objects(unreadable) for path in paths})
     with warnings.catch_warnings():  # a rank or a data set may hold no tampered image
         warnings.filterwarnings("ignore", message=".*`compute` method of metric.*before the `update` method.*")
         figures = scores.compute()

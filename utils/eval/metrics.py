@@ -136,6 +136,8 @@ class Scores(nn.Module):
 
     def update(self, cls_logits: Tensor, cls_labels: Tensor, mask_logits: list[Tensor], masks: list[Tensor], ce: Tensor | float = 0.0) -> None:
         """Class logits [B, 3], labels [B], B x [n, h, w] mask logits and truths, and the batch's mean language loss."""
+        if not len(cls_labels):
+            return
         self.detection.update(cls_logits, cls_labels)
         self.ce.update(float(ce), weight=len(cls_labels))
         verdicts = cls_logits.argmax(dim=-1).tolist()

@@ -19,6 +19,7 @@ from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.records import Record
 from utils.data.sampler import BatchStream
 from utils.data.sid_set import read_split
+from utils.distributed import world_size
 from utils.train.config import TrainConfig
 from utils.train.signals import ignore_signals
 
@@ -60,6 +61,7 @@ def trainable_model(cfg: TrainConfig, dtype: torch.dtype) -> tuple[SIDAForCausal
     families += ("lm_head",) * cfg.train_text  # a frozen one has no word for the new tokens
     log.info("%d trainable parameters: LoRA and %s", set_trainable(model, families), ", ".join(families))
     model.loss_weights = loss_weights(cfg)
+    model.lockstep = world_size() > 1
     if cfg.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, tokenizer

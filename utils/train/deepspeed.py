@@ -14,17 +14,14 @@ from utils.train.config import TrainConfig
 def build_config(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
     """The dictionary for deepspeed.initialize: the original's, or `--deepspeed_config`'s file. Needs cfg.steps_per_epoch > 0.
 
-    Raises ValueError for ZeRO-3 on several processes, and as `read_config`.
+    Errors as `read_config`.
     """
-    config = read_config(cfg) if cfg.deepspeed_config else _built_in(cfg, cuda)
-    if config.get("zero_optimization", {}).get("stage", 0) == 3 and world_size() > 1:
-        # each module gathers its weights over all ranks when it is called, but a rank calls SAM once per tampered image of its batch
-        raise ValueError(f"ZeRO-3 on {world_size()} processes: their batches call different modules, which it cannot follow; use --zero_stage 2")
-    return config
+    return read_config(cfg) if cfg.deepspeed_config else _built_in(cfg, cuda)
 
 
 def _built_in(cfg: TrainConfig, cuda: bool) -> dict[str, Any]:
-    zero = {"stage": cfg.zero_stage, "contiguous_gradients": True, "overlap_comm": True, "reduce_scatter": True}
+    overlap = cfg.zero_stage != 1  # with ZeRO-1, DeepSpeed 0.19 then reduces buckets of different sizes on different ranks
+    zero = {"stage": cfg.zero_stage, "contiguous_gradients": True, "overlap_comm": overlap, "reduce_scatter": True}
     zero |= {"reduce_bucket_size": 5e8, "allgather_bucket_size": 5e8}
     adam = {"lr": cfg.lr, "weight_decay": 0.0, "betas": (cfg.beta1, cfg.beta2)}
     warmup = {"warmup_min_lr": 0, "warmup_max_lr": cfg.lr, "warmup_num_steps": cfg.warmup_steps, "warmup_type": "linear"}
