@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def evaluate(
     spare = -(-len(dataset) // world_size()) - len(own)
     loader = DataLoader(Subset(dataset, own + (own[-1:] or [0]) * spare), batch_size=batch_size, num_workers=workers, collate_fn=collate)
     pending = len(own)
-    for batch, failed in tqdm(loader, desc="evaluating", unit="batch", disable=not is_main()):
+    for batch, failed in tqdm(loader, desc="evaluating", unit="batch", disable=not is_main(), mininterval=0.1 if sys.stderr.isatty() else 30):
         unreadable += failed
         pending -= len(set(failed))
         if batch is None:

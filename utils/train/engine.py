@@ -46,7 +46,8 @@ def join(device: torch.device) -> None:
     set_environment()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # validation's figures are summed up in CPU memory
+    dist.init_process_group(backend, timeout=PATIENCE)
     atexit.register(_leave)
 
 

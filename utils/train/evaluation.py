@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def validate(cfg: TrainConfig, model: SIDAForCausalLM, dataset: SidaDataset, pic
     return evaluate(model, dataset, **settings, pictures_dir=pictures)
 
 
-def evaluate_only(cfg: TrainConfig) -> str:
-    """Validate `--version`, or the training checkpoint `--resume`, write eval.json into the run's folder; returns the report.
+def prepare_evaluation(cfg: TrainConfig) -> Callable[[], str]:
+    """Load `--version`, or the training checkpoint `--resume`; the returned function validates it, writes eval.json and reports.
 
     All ranks of a launcher share the work; a single process needs neither a process group nor DeepSpeed.
     """
@@ -34,9 +35,13 @@ def evaluate_only(cfg: TrainConfig) -> str:
     records = read_records(cfg, "validation")
     model, tokenizer = finished_model(cfg, DTYPES[cfg.precision], device)
     dataset = SidaDataset(records, make_processor(cfg, model, tokenizer), replace_unreadable=False)
-    figures = validate(cfg, model, dataset, cfg.pictures_dir / "eval")
-    written = cfg.run_dir / "eval.json"
-    if is_main():
-        cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        written.write_text(json.dumps(figures, indent=2) + "\n")
-    return f"{format_report(figures)}\n\nwritten to {written}"
+
+    def run() -> str:
+        figures = validate(cfg, model, dataset, cfg.pictures_dir / "eval")
+        written = cfg.run_dir / "eval.json"
+        if is_main():
+            cfg.run_dir.mkdir(parents=True, exist_ok=True)
+            written.write_text(json.dumps(figures, indent=2) + "\n")
+        return f"{format_report(figures)}\n\nwritten to {written}"
+
+    return run

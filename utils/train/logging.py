@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -48,7 +49,8 @@ class RunLog:
         self._lines = (folder / LOG).open("a", buffering=1)
         self._validations = (folder / VALIDATIONS).open("a", buffering=1)
         self._board = SummaryWriter(str(folder), purge_step=step + 1)
-        self._bar = tqdm(total=cfg.total_steps, initial=step, unit="step", dynamic_ncols=True)
+        pause = 0.1 if sys.stderr.isatty() else 30  # seconds between lines: a file needs no animation
+        self._bar = tqdm(total=cfg.total_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=pause)
 
     def step(self, row: dict[str, Any]) -> None:
         """Record one optimizer step; `row` has `step`, `images_per_second` and the columns of SCALARS, None where there was nothing."""
@@ -56,7 +58,7 @@ class RunLog:
         self._bar.update()
         if row["step"] % self._print_freq:
             return
-        self._bar.set_postfix(epoch=row["epoch"], loss=f"{row['loss']:.4f}", images_s=f"{row['images_per_second']:.2f}")
+        self._bar.set_postfix(epoch=row["epoch"], loss=f"{row['loss']:.4f}", images_s=f"{row['images_per_second']:.2f}", refresh=False)
         for column, tag in SCALARS.items():
             if row[column] is not None:
                 self._board.add_scalar(tag, row[column], row["step"])
