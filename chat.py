@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft probes deepspeed at import; chat never uses it
 
-DEFAULT_VERSION = "ck/SIDA-tiny"
+DEFAULT_VERSION = str(Path(__file__).resolve().parent / "ck" / "SIDA-tiny")
 PROMPT = "Please answer begin with [CLS] for classification, if the image is  tampered, ouput mask the tampered region."
 
 

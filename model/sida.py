@@ -165,7 +165,8 @@ class SIDAForCausalLM(LlamaForCausalLM):
         in which forward asks for them (ZeRO-3). A rank that leaves these modules out mixes up gradients, or waits for ever.
         """
         sam = self.model.visual_model
-        if hasattr(sam.image_encoder.pos_embed, "ds_id"):  # ZeRO-3 gathers the encoder's weights too
+        # ZeRO-3 gathers the encoder's weights too. parameters(), because it takes a look at `.pos_embed` for a use of it.
+        if hasattr(next(sam.image_encoder.parameters()), "ds_id"):
             embedding = sam.encode(images_sam[:1])
         else:
             embedding = images_sam.new_zeros(1, self.config.out_dim, *sam.prompt_encoder.image_embedding_size)

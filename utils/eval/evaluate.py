@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def evaluate(
     dtype: torch.dtype,
     workers: int = 0,
     pictures_dir: Path | None = None,
+    worker_init_fn: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Every figure of `Scores.compute`, plus `unreadable`: paths that could not be read and are in no figure.
 
@@ -51,7 +53,8 @@ def evaluate(
     own = list(shard(len(dataset), rank(), world_size()))
     # A rank with one sample less runs one of them again, unscored: under ZeRO-3 every rank must take part in every forward.
     spare = -(-len(dataset) // world_size()) - len(own)
-    loader = DataLoader(Subset(dataset, own + (own[-1:] or [0]) * spare), batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    mine = Subset(dataset, own + (own[-1:] or [0]) * spare)
+    loader = DataLoader(mine, batch_size=batch_size, num_workers=workers, collate_fn=collate, worker_init_fn=worker_init_fn)
     pending = len(own)
     for batch, failed in tqdm(loader, desc="evaluating", unit="batch", disable=not is_main(), mininterval=0.1 if sys.stderr.isatty() else 30):
         unreadable += failed

@@ -16,11 +16,13 @@ from utils.eval.report import format_report
 from utils.train.build import finished_model, make_processor, read_records
 from utils.train.config import TrainConfig
 from utils.train.engine import DTYPES, join, pick_device
+from utils.train.signals import ignore_signals
 
 
 def validate(cfg: TrainConfig, model: SIDAForCausalLM, dataset: SidaDataset, pictures: Path) -> dict[str, Any]:
     """`evaluate` with the flags' settings; figures are the same on every rank, pictures go to the folder `pictures`."""
     settings = {"batch_size": cfg.val_batch_size, "device": pick_device(cfg), "dtype": DTYPES[cfg.precision], "workers": cfg.workers}
+    settings["worker_init_fn"] = ignore_signals  # the trainer decides when to stop, not a loader's worker
     return evaluate(model, dataset, **settings, pictures_dir=pictures)
 
 
