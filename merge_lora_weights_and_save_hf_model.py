@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lora_r", type=int, help="default: read from the weights")
     add("--lora_alpha", type=int, help="default: the run's, else 16")
     add("--vision-tower", "--vision_tower", dest="vision_tower", help="default: the base's")
+    add("--train_vision", action="store_true", help="the vision tower was trained, so save it; default: the run's")
     add("--conv_type", choices=["llava_v1", "llava_llama_2"], help="default: the run's")
     add("--image_size", type=int, help="default: the run's")
     add("--model_max_length", type=int, help="default: the run's")
@@ -54,7 +55,7 @@ def load_trained(args: argparse.Namespace, known: dict[str, Any]) -> tuple[Any, 
     """The network as it was trained, adapters still apart, in fp32."""
     import torch
 
-    from model.checkpoint import STAGE_TOKENS, allocate, fill, load_tower, read_config, read_trained, tower_fields
+    from model.checkpoint import STAGE_TOKENS, TOWER_FOLDER, allocate, fill, load_tower, read_config, read_trained, tower_fields
     from model.lora import add_lora
     from model.tokens import SidaTokenizer
 
@@ -69,12 +70,15 @@ def load_trained(args: argparse.Namespace, known: dict[str, Any]) -> tuple[Any, 
     config = read_config(args.version, stage=stage, **chosen)
     tower = load_tower(config.vision_tower, Path(args.version), torch.float32)
     config.clip = tower_fields(tower)
+    own_tower = args.train_vision or known.get("train_vision", False)
+    if own_tower:
+        config.vision_tower = TOWER_FOLDER  # saved inside, even if the base's came from the hub
     model = allocate(config, tokenizer, torch.float32)
     model.model.vision_tower = tower
     adapters = {name.split(".")[-4]: tensor.shape[0] for name, tensor in state.items() if ".lora_A." in name}
     rank = args.lora_r if args.lora_r is not None else next(iter(adapters.values()), 0)
     add_lora(model, rank if adapters else 0, args.lora_alpha or known.get("lora_alpha") or 16, 0.0, sorted(adapters))
-    fill(model, state.items(), may_lack=("vision_tower",))
+    fill(model, state.items(), may_lack=() if own_tower else ("vision_tower",))
     return model.eval(), tokenizer
 
 

@@ -32,12 +32,13 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def set_trainable(model: nn.Module, families: Sequence[str]) -> int:
-    """Freeze everything but LoRA and the parameters with one of `families` as a part of their dotted name.
+    """Freeze everything but LoRA and the parameters with one of `families` in their dotted name.
 
-    Returns how many numbers train. Whole parts, not substrings: `attention_layer` must not catch `post_attention_layernorm`.
+    Returns how many numbers train. A family is one part of the name or several in a row, always whole ones: `attention_layer` does
+    not catch `post_attention_layernorm`, and `model.layers` not the `layers` of CLIP and SAM.
     """
     count = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = "lora_" in name or not set(families).isdisjoint(name.split("."))
+        parameter.requires_grad = "lora_" in name or any(f".{family}." in f".{name}." for family in families)
         count += parameter.numel() if parameter.requires_grad else 0
     return count

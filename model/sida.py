@@ -165,8 +165,8 @@ class SIDAForCausalLM(LlamaForCausalLM):
         in which forward asks for them (ZeRO-3). A rank that leaves these modules out mixes up gradients, or waits for ever.
         """
         sam = self.model.visual_model
-        # ZeRO-3 gathers the encoder's weights too. parameters(), because it takes a look at `.pos_embed` for a use of it.
-        if hasattr(next(sam.image_encoder.parameters()), "ds_id"):
+        # A trained encoder has gradients to add up, and ZeRO-3 gathers its weights. parameters(): ZeRO-3 takes a look at `.pos_embed` for a use of it.
+        if any(hasattr(weight, "ds_id") or (weight.requires_grad and torch.is_grad_enabled()) for weight in sam.image_encoder.parameters()):
             embedding = sam.encode(images_sam[:1])
         else:
             embedding = images_sam.new_zeros(1, self.config.out_dim, *sam.prompt_encoder.image_embedding_size)

@@ -35,7 +35,7 @@ def train_flags(place: Path, name: str) -> list[object]:
     where = ["--version", place / "lisa", "--dataset_dir", place / "set", "--val_dataset", place / "set", "--vision_pretrained", place / "lisa" / "sam.pth"]
     where += ["--log_base_dir", place / "runs", "--exp_name", name, "--vis_save_path", place / "vis"]
     size = ["--precision", "fp32", "--batch_size", 1, "--grad_accumulation_steps", 2, "--epochs", 2, "--steps_per_epoch", STEPS // 2, "--workers", 1]
-    return [*where, *size, "--lr", 0.001, "--warmup_steps", 2, "--save_steps", 1, "--val_batch_size", 2]
+    return [*where, *size, "--lr", 0.001, "--warmup_steps", 2, "--save_steps", 1, "--val_batch_size", 2, "--augment"]
 
 
 def log_of(place: Path, name: str) -> list[dict]:
@@ -71,11 +71,12 @@ def test_every_step_is_logged(place: Path, trained: Path) -> None:
     assert list((place / "vis").rglob("*.jpg"))
 
 
-@pytest.mark.parametrize(("mixing", "zero"), [("homogeneous", 2), ("mixed", 2), ("mixed", 3)])
-def test_two_processes_are_one_with_twice_the_batches(place: Path, mixing: str, zero: int) -> None:
+@pytest.mark.parametrize(("mixing", "zero", "vision"), [("homogeneous", 2, False), ("mixed", 2, False), ("mixed", 3, False), ("mixed", 2, True)])
+def test_two_processes_are_one_with_twice_the_batches(place: Path, mixing: str, zero: int, vision: bool) -> None:
     """Same data, same sums: also when one rank's batch has masks and the other's has none."""
     flags = [*train_flags(place, "x"), "--lora_dropout", 0, "--no_eval", "--batch_mixing", mixing, "--epochs", 1, "--steps_per_epoch", 3, "--save_steps", 9]
-    names = f"one_{mixing}{zero}", f"two_{mixing}{zero}"
+    flags += ["--train_vision", "--lora_r", 0] * vision
+    names = f"one_{mixing}{zero}{vision}", f"two_{mixing}{zero}{vision}"
     done = run([sys.executable, "train_SIDA.py", *flags, "--exp_name", names[0], "--grad_accumulation_steps", 4])
     assert done.returncode == 0, done.stderr[-3000:]
     finish(deepspeed(2, "train_SIDA.py", *flags, "--exp_name", names[1], "--grad_accumulation_steps", 2, "--zero_stage", zero))

@@ -14,7 +14,9 @@ from model.config import SidaConfig
 from model.tokens import SidaTokenizer
 from model.types import Label, Size
 from utils.data import conversation
+from utils.data.augment import Augmentation
 from utils.data.records import Record, Sample, Unreadable
+from utils.data.sampler import Draw
 from utils.data.transforms import clip_input, mask_target, read_gray, read_rgb, sam_input
 
 log = logging.getLogger(__name__)
@@ -88,15 +90,16 @@ class SidaDataset(Dataset[Sample | Unreadable]):
     """Samples of `records`.
 
     A record whose files cannot be used is logged and, with `replace_unreadable`, replaced by the next usable one of its class
-    (ValueError when there is none); otherwise an Unreadable comes in its place.
+    (ValueError when there is none); otherwise an Unreadable comes in its place. `augment` changes the pictures.
     """
 
-    def __init__(self, records: Sequence[Record], processor: SidaProcessor, replace_unreadable: bool = True) -> None:
+    def __init__(self, records: Sequence[Record], processor: SidaProcessor, replace_unreadable: bool = True, augment: Augmentation | None = None) -> None:
         if not records:
             raise ValueError("no records: expected at least one")
         self.records = records
         self.processor = processor
         self.replace_unreadable = replace_unreadable
+        self.augment = augment
         self._by_class: dict[Label, list[int]] = {label: [] for label in Label}
         self._rank: list[int] = []  # place of a record within its class
         for i, record in enumerate(records):
@@ -111,11 +114,14 @@ class SidaDataset(Dataset[Sample | Unreadable]):
         """Class of each record."""
         return [int(record.label) for record in self.records]
 
-    def __getitem__(self, i: int) -> Sample | Unreadable:
+    def __getitem__(self, drawn: Draw | int) -> Sample | Unreadable:
+        """The sample of a draw, or of an index: that of its first turn."""
+        draw = drawn if isinstance(drawn, Draw) else Draw(drawn, 0)
+        i = draw.index
         siblings = self._by_class[self.records[i].label]
         tried: list[str] = []
         for step in range(len(siblings) if self.replace_unreadable else 1):
-            item = self._get(siblings[(self._rank[i] + step) % len(siblings)])
+            item = self._get(siblings[(self._rank[i] + step) % len(siblings)], draw)
             if isinstance(item, Sample):
                 item.unreadable = tuple(tried)
                 return item
@@ -124,11 +130,13 @@ class SidaDataset(Dataset[Sample | Unreadable]):
             return item
         raise ValueError(f"none of the {len(siblings)} {self.records[i].label.title} records can be read; the last: {item.reason}")
 
-    def _get(self, i: int) -> Sample | Unreadable:
+    def _get(self, i: int, draw: Draw) -> Sample | Unreadable:
         record = self.records[i]
         try:
             rgb, gray = decode(record)
         except (OSError, ValueError) as error:
             log.warning("unreadable %s: %s", record.image, error)
             return Unreadable(str(record.image), str(error))
+        if self.augment:
+            rgb, gray = self.augment(rgb, gray, draw)
         return self.processor.assemble(record, rgb, gray)

@@ -36,7 +36,7 @@ class Sample:
     mask: Tensor  # float32 [1, h, w] in 0..1, soft edges; zeros unless tampered
     label: Label
     resized_hw: Size  # (h, w)
-    original_hw: Size  # size of the file
+    original_hw: Size  # size of the file, or of the crop that augmentation took
     unreadable: tuple[str, ...] = ()  # paths tried before this one
 
 

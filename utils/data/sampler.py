@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
@@ -11,8 +12,15 @@ from torch.utils.data import Sampler
 MIXINGS = ("homogeneous", "mixed")
 
 
-class BatchStream(Sampler[list[int]]):
-    """An endless stream of batches of indices into `labels`.
+class Draw(NamedTuple):
+    """A sample's turn: its index, and the number of the pass, so that each pass can show it differently."""
+
+    index: int
+    turn: int
+
+
+class BatchStream(Sampler[list[Draw]]):
+    """An endless stream of batches of draws, indices into `labels`.
 
     A pass holds every index once, cut into batches: of one class each (`homogeneous`) or of any (`mixed`). All ranks make
     the same passes and take turns: rank r gets batches position * world + r, (position + 1) * world + r, ... of the endless
@@ -46,14 +54,14 @@ class BatchStream(Sampler[list[int]]):
         """Batches of one pass over the data, all ranks together."""
         return sum(-(-len(group) // self.batch_size) for group in self._groups)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         number = self.position * self.world + self.rank
         current, batches = -1, []
         while True:
             index, k = divmod(number, self.batches_per_pass)
             if index != current:
                 current, batches = index, self._pass(index)
-            yield batches[k]
+            yield [Draw(i, index) for i in batches[k]]
             number += self.world
 
     def _pass(self, index: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ from model.lora import add_lora, set_trainable
 from model.losses import LossWeights
 from model.sida import SIDAForCausalLM
 from model.tokens import SidaTokenizer
+from utils.data.augment import Augmentation
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.records import Record
@@ -57,9 +58,11 @@ def trainable_model(cfg: TrainConfig, dtype: torch.dtype) -> tuple[SIDAForCausal
         mm_use_im_start_end=cfg.use_mm_start_end,
     )
     add_lora(model, cfg.lora_r, cfg.lora_alpha, cfg.lora_dropout, cfg.lora_target_modules.split(","))
-    families = cfg.stage_defaults.families(compat=cfg.reference, mask_decoder=cfg.train_mask_decoder)
+    full = cfg.lora_r == 0 and not cfg.reference  # the original then trains no layer at all
+    families = cfg.stage_defaults.families(compat=cfg.reference, mask_decoder=cfg.train_mask_decoder, vision=cfg.train_vision, language=full)
     families += ("lm_head",) * cfg.train_text  # a frozen one has no word for the new tokens
-    log.info("%d trainable parameters: LoRA and %s", set_trainable(model, families), ", ".join(families))
+    log.info("%d trainable parameters: %s", set_trainable(model, families), ", ".join(("LoRA",) * (cfg.lora_r > 0) + families))
+    model.train()  # the vision tower comes in eval mode, in which it would not checkpoint
     model.loss_weights = loss_weights(cfg)
     model.lockstep = world_size() > 1
     if cfg.gradient_checkpointing:
@@ -81,6 +84,11 @@ def finished_model(cfg: TrainConfig, dtype: torch.dtype, device: torch.device) -
 def make_processor(cfg: TrainConfig, model: SIDAForCausalLM, tokenizer: SidaTokenizer) -> SidaProcessor:
     """The processor that fits `model`."""
     return SidaProcessor(tokenizer, model.config, train_text=cfg.train_text)
+
+
+def train_dataset(cfg: TrainConfig, records: list[Record], processor: SidaProcessor) -> SidaDataset:
+    """What training draws from; its pictures are changed at random with --augment."""
+    return SidaDataset(records, processor, augment=Augmentation(cfg.seed) if cfg.augment else None)
 
 
 def make_loader(cfg: TrainConfig, dataset: SidaDataset, stream: BatchStream, device: torch.device) -> DataLoader:

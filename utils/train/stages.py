@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+VISION = ("vision_tower", "mm_projector", "image_encoder")  # CLIP, its projection, SAM's encoder
+LANGUAGE = ("model.layers", "model.norm")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -19,9 +22,12 @@ class Stage:
     lr: float
     validate_after: tuple[int, ...]  # epochs, counted from 1; the last epoch is always validated
 
-    def families(self, *, compat: bool, mask_decoder: bool) -> tuple[str, ...]:
-        """The parameter families to train; `compat` adds the original's accidents, `mask_decoder` False takes SAM's decoder out."""
-        names = self.trainable + (self.compat_trainable if compat else ())
+    def families(self, *, compat: bool, mask_decoder: bool, vision: bool = False, language: bool = False) -> tuple[str, ...]:
+        """The parameter families to train; `compat` adds the original's accidents, `mask_decoder` False takes SAM's decoder out.
+
+        `vision` adds CLIP, its projection and SAM's image encoder, `language` all layers of the language model.
+        """
+        names = self.trainable + (self.compat_trainable if compat else ()) + VISION * vision + LANGUAGE * language
         return tuple(name for name in names if mask_decoder or name != "mask_decoder")
 
 

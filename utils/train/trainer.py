@@ -15,7 +15,7 @@ from utils.data.sampler import BatchStream
 from utils.distributed import all_reduce_sum, is_main, rank, world_size
 from utils.eval.report import format_report
 from utils.train import checkpoints
-from utils.train.build import loss_weights, make_loader, make_processor, read_records, seed_everything, trainable_model
+from utils.train.build import loss_weights, make_loader, make_processor, read_records, seed_everything, train_dataset, trainable_model
 from utils.train.checkpoints import TrainState
 from utils.train.config import TrainConfig
 from utils.train.engine import DTYPES, build_engine, join, pick_device
@@ -53,7 +53,7 @@ class Trainer:
         seed_everything(cfg.seed + rank())  # from here on ranks differ, e.g. in dropout
         self._start(resume)
         stream.position = self.state.micro_batches
-        self.batches = iter(make_loader(cfg, SidaDataset(records, processor), stream, self.device))
+        self.batches = iter(make_loader(cfg, train_dataset(cfg, records, processor), stream, self.device))
 
     def _start(self, resume: Path | None) -> None:
         cfg = self.cfg

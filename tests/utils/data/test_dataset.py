@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from model.config import SidaConfig
 from model.tokens import IGNORE_INDEX, SidaTokenizer
-from model.types import Label
+from model.types import Batch, Label
 from tests.utils.data.conftest import write_picture
+from utils.data.augment import Augmentation
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.records import Record, Sample, Unreadable
@@ -147,6 +148,25 @@ def test_a_question_that_does_not_fit_is_no_bad_picture(tokenizer: SidaTokenizer
 def test_no_records(processor: SidaProcessor) -> None:
     with pytest.raises(ValueError, match="no records"):
         SidaDataset([], processor)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_continues_exactly(processor: SidaProcessor, records: list[Record], workers: int) -> None:
+    """A stream started in the middle shows the same pictures as the one that ran through; each pass shows others."""
+    dataset = SidaDataset(records, processor, augment=Augmentation(seed=5))
+
+    def batches(position: int, count: int) -> list[Batch]:
+        stream = BatchStream(dataset.labels, 2, seed=3, position=position)
+        torch.manual_seed(position)  # what else is drawn does not matter
+        return [batch for batch, _ in islice(DataLoader(dataset, batch_sampler=stream, collate_fn=collate, num_workers=workers), count)]
+
+    whole = batches(0, 8)  # two passes
+    for first, again in zip(whole[3:], batches(3, 5), strict=True):
+        assert first.ids == again.ids
+        assert torch.equal(first.images_sam, again.images_sam)
+        assert all(torch.equal(*pair) for pair in zip(first.masks, again.masks, strict=True))
+    seen = [{id_: pixels for batch in part for id_, pixels in zip(batch.ids, batch.images_sam, strict=True)} for part in (whole[:4], whole[4:])]
+    assert not any(torch.equal(seen[0][id_], seen[1][id_]) for id_ in seen[0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

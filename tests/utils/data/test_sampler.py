@@ -13,11 +13,11 @@ mixings = st.sampled_from(["homogeneous", "mixed"])
 
 
 def _all_ranks(labels: list[int], batch_size: int, world: int, passes: int, **options: object) -> list[list[list[int]]]:
-    """`passes` lists of batches, put together from what each rank draws."""
+    """`passes` lists of batches of indices, put together from what each rank draws."""
     streams = [BatchStream(labels, batch_size, rank=rank, world=world, **options) for rank in range(world)]
     size = streams[0].batches_per_pass
     drawn = [list(islice(stream, -(-size * passes // world))) for stream in streams]
-    sequence = [batch for step in zip(*drawn, strict=True) for batch in step]
+    sequence = [[draw.index for draw in batch] for step in zip(*drawn, strict=True) for batch in step]
     return [sequence[i * size : (i + 1) * size] for i in range(passes)]
 
 
@@ -53,6 +53,11 @@ def test_order_depends_on_seed_and_pass_and_on_nothing_else() -> None:
     assert first == _all_ranks(labels, 2, 2, 1, seed=1)[0]
     assert first != _all_ranks(labels, 2, 1, 1, seed=2)[0]
     assert first != _all_ranks(labels, 2, 1, 1, seed=1 + 2**32)[0]
+
+
+def test_a_draw_knows_its_pass() -> None:
+    stream = BatchStream([0, 1, 2] * 4, 2, position=3)  # 6 batches a pass
+    assert [{draw.turn for draw in batch} for batch in islice(stream, 10)] == [{0}] * 3 + [{1}] * 6 + [{2}]
 
 
 def test_iterating_again_starts_at_position() -> None:

@@ -18,3 +18,5 @@ def test_families() -> None:
     assert sida.families(compat=False, mask_decoder=True) == sida.trainable
     assert sida.families(compat=True, mask_decoder=True) == (*sida.trainable, "post_attention_layernorm")
     assert description.families(compat=True, mask_decoder=False) == ("lm_head", "cls_head", "embed_tokens")
+    assert sida.families(compat=False, mask_decoder=True, vision=True) == (*sida.trainable, "vision_tower", "mm_projector", "image_encoder")
+    assert sida.families(compat=False, mask_decoder=True, language=True) == (*sida.trainable, "model.layers", "model.norm")
