@@ -17,13 +17,14 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, GenerationConfig
+from transformers import GenerationConfig
 from transformers.initialization import no_init_weights
 
 from model.config import SidaConfig
 from model.sam import read_sam_file
 from model.sida import SIDAForCausalLM
 from model.tokens import CLS_TOKEN, END_TOKEN, IM_END_TOKEN, IM_START_TOKEN, SEG_TOKEN, SidaTokenizer
+from model.vision import VisionTower
 
 log = logging.getLogger(__name__)
 
@@ -157,11 +158,11 @@ def reset(model: SIDAForCausalLM, families: Sequence[str]) -> None:
                     init()
 
 
-def load_tower(name: str, folder: Path, dtype: torch.dtype) -> CLIPVisionModel:
+def load_tower(name: str, folder: Path, dtype: torch.dtype) -> VisionTower:
     """The vision tower called `name`: a folder inside the checkpoint, another folder, or a hub name."""
     place = next((str(path) for path in (folder / name, Path(name)) if path.is_dir()), name)
     try:
-        return CLIPVisionModel.from_pretrained(place, dtype=dtype)
+        return VisionTower.from_pretrained(place, dtype=dtype)
     except OSError as error:
         fix = "give --vision-tower the path of clip-vit-large-patch14"
         raise FileNotFoundError(f"no vision tower {name!r}, neither as a folder nor on the hub: {fix}") from error
@@ -224,10 +225,10 @@ def load_for_training(
     return model, tokenizer
 
 
-def tower_fields(tower: CLIPVisionModel) -> dict[str, Any]:
+def tower_fields(tower: VisionTower) -> dict[str, Any]:
     """The fields of `SidaConfig.clip`, from the tower that was really loaded."""
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "hidden_act", "layer_norm_eps")
-    return {name: getattr(tower.config, name) for name in names}
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "stem")
+    return {name: getattr(tower.config, name) for name in names if hasattr(tower.config, name)}
 
 
 def save_pretrained(
@@ -255,3 +256,12 @@ def save_pretrained(
     tokenizer.save_pretrained(folder, model.config.model_max_length)
     (folder / "args.json").write_text(json.dumps(args or {}, indent=2, default=str) + "\n")
     return folder
+
+
+def write_encoders(model: SIDAForCausalLM, folder: str | Path) -> None:
+    """Put `model`'s vision tower and SAM's image encoder into the checkpoint at `folder`, which keeps everything else."""
+    folder, family = Path(folder), "model.visual_model.image_encoder."
+    state = dict(read_tensors(folder))
+    state |= {name: tensor.detach().to(state[name].dtype) for name, tensor in model.state_dict().items() if name.startswith(family)}
+    save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, str(folder), max_shard_size="5GB")
+    model.model.vision_tower.save_pretrained(folder / TOWER_FOLDER)

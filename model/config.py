@@ -11,9 +11,12 @@ from typing import Any
 from transformers import CLIPVisionConfig, LlamaConfig
 
 CLIP_VIT_L_14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 224}
-CLIP_TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 14, "image_size": 224}
+CLIP_TINY = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 6, "patch_size": 16, "image_size": 256}
+CLIP_DEBUG = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 14, "image_size": 224}
 SAM_VIT_H = {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attn_indexes": [7, 15, 23, 31]}
-SAM_TINY = {"embed_dim": 64, "depth": 3, "num_heads": 2, "global_attn_indexes": [2]}
+SAM_TINY = {"embed_dim": 192, "depth": 3, "num_heads": 6, "global_attn_indexes": [0, 1, 2]}
+SAM_DEBUG = {"embed_dim": 64, "depth": 3, "num_heads": 2, "global_attn_indexes": [2]}
+STEM = [16, 32, 64, 128]  # widths of the convolutions in front of a small vision transformer
 
 STAGES = ("sida", "description")
 CONV_TYPES = ("llava_v1", "llava_llama_2")
@@ -78,7 +81,15 @@ def _llama(hidden: int, layers: int, heads: int, ffn: int, vocab: int, eps: floa
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {**_llama(64, 2, 4, 128, 0), "mm_hidden_size": 64, "clip": CLIP_TINY, "sam": SAM_TINY, "image_size": 256},
+    "debug": {**_llama(64, 2, 4, 128, 0), "mm_hidden_size": 64, "clip": CLIP_DEBUG, "sam": SAM_DEBUG, "image_size": 256},
+    "tiny": {
+        **_llama(128, 3, 4, 384, 0),
+        "mm_hidden_size": 192,
+        "mm_vision_select_layer": -1,
+        "clip": CLIP_TINY | {"stem": STEM},
+        "sam": SAM_TINY | {"stem": STEM},
+        "image_size": 256,
+    },
     "7b": _llama(4096, 32, 32, 11008, 32004),
     "13b": {**_llama(5120, 40, 40, 13824, 32004, eps=1e-5, positions=4096), "conv_type": "llava_llama_2"},
 }

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.types import Size
+from model.vision import ConvStem
 
 
 def _import_modeling() -> ModuleType:
@@ -89,8 +90,9 @@ def build_sam(
     image_size: int = 1024,
     window_size: int = 14,
     out_dim: int = 256,
+    stem: list[int] | None = None,
 ) -> Sam:
-    """SAM with a ViT of the given size and random weights; `image_size` in pixels, a multiple of 16."""
+    """SAM with a ViT of the given size and random weights; `image_size` in pixels, a multiple of 16; `stem`: widths of a ConvStem."""
     parts = _import_modeling()
     encoder = parts.ImageEncoderViT(
         img_size=image_size,
@@ -105,6 +107,8 @@ def build_sam(
         window_size=window_size,
         out_chans=out_dim,
     )
+    if stem:
+        encoder.patch_embed.proj = ConvStem(stem, embed_dim)
     grid = (image_size // 16, image_size // 16)
     prompt = parts.PromptEncoder(embed_dim=out_dim, image_embedding_size=grid, input_image_size=(image_size, image_size), mask_in_chans=16)
     transformer = parts.TwoWayTransformer(depth=2, embedding_dim=out_dim, mlp_dim=2048, num_heads=8)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, LlamaForCausalLM, LlamaModel
+from transformers import LlamaForCausalLM, LlamaModel
 from transformers.cache_utils import Cache
 
 from model.config import SidaConfig
@@ -20,6 +20,7 @@ from model.losses import LossWeights, language_loss, mask_losses
 from model.sam import build_sam
 from model.tokens import IGNORE_INDEX, IMAGE_TOKEN_ID, positions_before
 from model.types import SidaLosses, SidaOutput, Size
+from model.vision import VisionTower
 
 
 class SidaModel(LlamaModel):
@@ -30,7 +31,7 @@ class SidaModel(LlamaModel):
     def __init__(self, config: SidaConfig) -> None:
         super().__init__(config)
         hidden, width = config.hidden_size, config.out_dim
-        self.vision_tower = CLIPVisionModel(config.clip_config())
+        self.vision_tower = VisionTower(config.clip_config())
         self.mm_projector = nn.Linear(config.mm_hidden_size, hidden)
         self.visual_model = build_sam(**config.sam, image_size=config.image_size, out_dim=width)
         self.text_hidden_fcs = seg_projection(hidden, width)

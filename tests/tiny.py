@@ -17,7 +17,7 @@ def build_tiny_lisa(folder: Path, **overrides: object) -> Path:
     """LISA-style folder with `sam.pth` and `vision_tower/` inside; `overrides` are SidaConfig fields."""
     from utils.train.scratch import build_base
 
-    return build_base(folder, SENTENCES * 4, vocab_size=420, **overrides)
+    return build_base(folder, SENTENCES * 4, name="debug", vocab_size=420, **overrides)
 
 
 def build_tiny_set(root: Path, per_class: int = 3, splits: tuple[str, ...] = ("train", "validation")) -> Path:

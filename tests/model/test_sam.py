@@ -7,12 +7,12 @@ import resource
 import pytest
 import torch
 
-from model.config import SAM_TINY, SAM_VIT_H
+from model.config import SAM_DEBUG, SAM_VIT_H
 from model.sam import build_sam, read_sam_file
 
 
 def test_prompts_of_several_images_are_independent() -> None:
-    sam = build_sam(**SAM_TINY, image_size=64).eval()
+    sam = build_sam(**SAM_DEBUG, image_size=64).eval()
     with torch.no_grad():
         embeddings = sam.encode(torch.randn(2, 3, 64, 64))[[0, 1, 1]]
         prompts = torch.randn(3, 256)
@@ -23,14 +23,14 @@ def test_prompts_of_several_images_are_independent() -> None:
 
 
 def test_positions_are_the_packages_own() -> None:
-    sam = build_sam(**SAM_TINY, image_size=64)
+    sam = build_sam(**SAM_DEBUG, image_size=64)
     assert torch.equal(sam._dense_pe(), sam.prompt_encoder.get_dense_pe())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    sam = build_sam(**SAM_TINY, image_size=64).eval()
+    sam = build_sam(**SAM_DEBUG, image_size=64).eval()
     images, prompts = torch.randn(1, 3, 64, 64), torch.randn(1, 256)
     with torch.no_grad():
         exact = sam.decode(sam.encode(images), prompts)
@@ -40,7 +40,7 @@ def test_half_precision_is_close(dtype: torch.dtype) -> None:
 
 
 def test_upscale_cuts_the_padding_off() -> None:
-    sam = build_sam(**SAM_TINY, image_size=64)
+    sam = build_sam(**SAM_DEBUG, image_size=64)
     low_res = torch.full((1, 16, 16), -1.0)
     low_res[:, :8] = 1.0  # the upper half of the square; the picture below fills just that
     assert (sam.upscale(low_res, (30, 64), (300, 640)) > 0).all()

@@ -44,7 +44,7 @@ BATCHES = {
 
 
 def config(stage: str = "sida", conv_type: str = "llava_v1") -> SidaConfig:
-    return preset("tiny", vocab_size=645, image_size=1024, stage=stage, conv_type=conv_type, model_max_length=1024 if stage == "description" else 512)
+    return preset("debug", vocab_size=645, image_size=1024, stage=stage, conv_type=conv_type, model_max_length=1024 if stage == "description" else 512)
 
 
 def sha256(array: np.ndarray | Tensor) -> str:

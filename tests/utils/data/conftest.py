@@ -47,6 +47,6 @@ def tokenizer() -> SidaTokenizer:
 @pytest.fixture
 def make_config() -> Callable[..., SidaConfig]:
     def make(**overrides: object) -> SidaConfig:
-        return preset("tiny", vocab_size=645, **overrides)
+        return preset("debug", vocab_size=645, **overrides)
 
     return make
