@@ -66,11 +66,27 @@ def ask_image() -> str:
     return path
 
 
+class Live:
+    """Prints a growing text piece by piece."""
+
+    shown = ""
+
+    def __call__(self, text: str) -> None:
+        """Print what `text` has more than last time; the start of a character of several tokens waits for its rest."""
+        if text.startswith(self.shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(text[len(self.shown) :] if self.shown else f"text_output:  {text}", end="", flush=True)
+            self.shown = text
+
+
 def answer(pipe: object, path: str, prompt: str | None, args: argparse.Namespace, stage: str) -> None:
-    """Print the text, the class and the paths of what was saved."""
-    result = pipe(path, prompt, decode=args.decode, max_new_tokens=args.model_max_length)
+    """Print the text (on a terminal while it is written), the class and the paths of what was saved."""
+    live = Live() if args.decode == "generate" and sys.stdout.isatty() else None
+    result = pipe(path, prompt, decode=args.decode, max_new_tokens=args.model_max_length, on_text=live)
     text = remove_repeated_tags(result.text) if stage == "description" else result.text
-    print("text_output: ", text)
+    if live is not None:
+        print()
+    if live is None or live.shown.strip() != text:
+        print("text_output: ", text)
     probs = "  ".join(f"{title} {value:.3f}" for title, value in result.probs.items())
     label = result.label.title if result.label is not None else "none: no [CLS] in prompt or answer"
     print(f"class: {label}  ({probs})  {result.seconds:.2f} s")

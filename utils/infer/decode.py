@@ -1,4 +1,4 @@
-"""Three ways to read a verdict, a mask and a text from the network, for one image.
+"""Three ways to read a verdict, a mask and a text from the network, for any number of images at once.
 
 generate   the model writes its answer (greedy, KV cache); the class is read where it was trained, at the state that
            predicts the answer's first token; the mask at the [SEG] it wrote, or at a teacher-forced one if it wrote none.
@@ -6,12 +6,12 @@ forced     no text: class as above, and for a tampered image the answer template
 reference  the original's evaluate(): class at the *last* [CLS] of prompt and answer, masks for every [SEG] there, with
            the *first* [CLS] as the attention's query. For comparison with published numbers only.
 
-Dimensions: T prompt tokens, A answer tokens, H hidden size, n masks, h x w the original image.
+Dimensions: B images, T prompt tokens (of the longest prompt), A answer tokens, H hidden size, n masks, h x w the original image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from model.sida import SIDAForCausalLM
-from model.tokens import positions_before
+from model.tokens import PAD_TOKEN_ID, positions_before
 from model.types import Label, Size
 
 DECODES = ("generate", "forced", "reference")
@@ -49,63 +49,105 @@ class Reading:
     answer_ids: list[int] = field(default_factory=list)
 
 
-@torch.inference_mode()
+class _Rows:
+    """Rows of tokens that grow over one KV cache. A row that gets fewer tokens than another is padded on their left."""
+
+    def __init__(self, model: SIDAForCausalLM, count: int, device: torch.device) -> None:
+        self.model = model
+        self.cache = DynamicCache(config=model.config)
+        self.mask = torch.zeros(count, 0, dtype=torch.bool, device=device)  # of what is cached, False where padded
+
+    def extend(self, added: Sequence[list[int]], images_clip: Tensor | None = None) -> Tensor:
+        """Append token ids to each row -> their states [B, longest, H]."""
+        longest = max(map(len, added))
+        ids = torch.tensor([[PAD_TOKEN_ID] * (longest - len(row)) + row for row in added], device=self.mask.device)
+        counts = torch.tensor([len(row) for row in added], device=self.mask.device)
+        self.mask = torch.cat([self.mask, torch.arange(-longest, 0, device=self.mask.device) >= -counts[:, None]], dim=1)
+        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -longest:]
+        out = self.model.model(
+            inputs_embeds=self.model.embed(ids, images_clip),
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return out.last_hidden_state
+
+    def rewind(self, length: int, rows: list[int]) -> None:
+        """Keep only `rows`, and of them only the first `length` columns."""
+        if extra := self.cache.get_seq_length() - length:
+            self.cache.crop(-extra)
+        kept = torch.tensor(rows, device=self.mask.device)
+        self.cache.batch_select_indices(kept)
+        self.mask = self.mask[kept, :length]
+
+
 def read(model: SIDAForCausalLM, question: Question, decode: str = "generate") -> Reading:
-    """Answer `question` by one of DECODES."""
+    """Answer `question` by one of DECODES; ValueError for another."""
+    return read_batch(model, [question], decode)[0]
+
+
+@torch.inference_mode()
+def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: str = "generate") -> list[Reading]:
+    """Answer `questions` together, each as if alone, by one of DECODES; ValueError for another."""
     if decode not in DECODES:
         raise ValueError(f"decode is {decode!r}: expected one of {DECODES}")
-    cache = DynamicCache(config=model.config)
-    first = model(input_ids=question.prompt_ids, images_clip=question.images_clip, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    answer, states = [], first.hidden
+    rows = _Rows(model, len(questions), questions[0].prompt_ids.device)
+    prompt = rows.extend([q.prompt_ids[0].tolist() for q in questions], torch.cat([q.images_clip for q in questions]))
+    answers: list[list[int]] = [[] for _ in questions]
+    written: list[Tensor] = []
     if decode != "forced":
-        answer, states = _greedy(model, question, cache, first.logits, first.hidden)
+        answers, written = _greedy(model, questions, rows, prompt[:, -1])
     if decode == "reference":
-        return _read_reference(model, question, answer, states)
-    prompt = question.prompt_ids.shape[1]
-    cls_logits = model.model.cls_head[0](first.hidden[:, -1])
-    if int(cls_logits.argmax()) != Label.TAMPERED:
-        return Reading(cls_logits[0], answer_ids=answer)
-    wrote_seg = model.seg_id in answer
-    seg = states[0, prompt + answer.index(model.seg_id) - 1] if wrote_seg else _forced_seg_state(model, question, cache)
-    return Reading(cls_logits[0], _masks(model, question, seg[None], cls_logits), answer)
+        return [_read_reference(model, q, prompt[i], answers[i], [states[i] for states in written]) for i, q in enumerate(questions)]
+    cls_logits = model.model.cls_head[0](prompt[:, -1])
+    tampered = (cls_logits.argmax(dim=-1) == Label.TAMPERED).nonzero().flatten().tolist()
+    segs = {i: written[answers[i].index(model.seg_id)][i] for i in tampered if model.seg_id in answers[i]}
+    if silent := [i for i in tampered if i not in segs]:
+        rows.rewind(prompt.shape[1], silent)
+        segs |= zip(silent, rows.extend([questions[i].tampered_ids for i in silent])[:, -1], strict=True)
+    masks = _masks(model, [questions[i] for i in tampered], [segs[i][None] for i in tampered], cls_logits[tampered])
+    found = dict(zip(tampered, masks, strict=True))
+    return [Reading(cls_logits[i], found.get(i), answer) for i, answer in enumerate(answers)]
 
 
-def _greedy(model: SIDAForCausalLM, question: Question, cache: DynamicCache, logits: Tensor, hidden: Tensor) -> tuple[list[int], Tensor]:
-    """Continue a prefilled `cache`: answer ids, and the states [1, T + A - 1, H] of every token that has a successor."""
-    answer: list[int] = []
-    states = [hidden]
+def _greedy(model: SIDAForCausalLM, questions: Sequence[Question], rows: _Rows, state: Tensor) -> tuple[list[list[int]], list[Tensor]]:
+    """Continue prefilled `rows`, whose last states are [B, H], until each has said a stop id or all it may.
+
+    Returns the answers, and for each column of them the states [B, H] that predicted it.
+    """
+    answers: list[list[int]] = [[] for _ in questions]
+    writing, written = list(range(len(questions))), []
     while True:
-        token = logits[:, -1].argmax(dim=-1, keepdim=True)
-        answer.append(int(token))
-        if question.on_token is not None:
-            question.on_token(answer[-1])
-        if answer[-1] in question.stop_ids or len(answer) >= question.max_new_tokens:
-            return answer, torch.cat(states, dim=1)
-        step = model(input_ids=token, past_key_values=cache, use_cache=True)
-        logits = step.logits
-        states.append(step.hidden)
+        written.append(state)
+        tokens = model.lm_head(state).argmax(dim=-1).tolist()
+        for i in writing:
+            answers[i].append(tokens[i])
+            if questions[i].on_token is not None:
+                questions[i].on_token(tokens[i])
+        writing = [i for i in writing if tokens[i] not in questions[i].stop_ids and len(answers[i]) < questions[i].max_new_tokens]
+        if not writing:
+            return answers, written
+        state = rows.extend([[token] if i in writing else [] for i, token in enumerate(tokens)])[:, -1]
 
 
-def _forced_seg_state(model: SIDAForCausalLM, question: Question, cache: DynamicCache) -> Tensor:
-    """[H]: the state that predicts [SEG] after the tampered answer, over the prompt's part of `cache`."""
-    if extra := cache.get_seq_length() - question.prompt_ids.shape[1]:
-        cache.crop(-extra)
-    ids = torch.tensor([question.tampered_ids], device=question.prompt_ids.device)
-    return model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).hidden[0, -1]
+def _masks(model: SIDAForCausalLM, questions: Sequence[Question], states: list[Tensor], cls_logits: Tensor) -> list[Tensor]:
+    """B x [n, H] states and [B, 3] class logits -> B x [n, h, w] mask logits at the original sizes."""
+    if not questions:
+        return []
+    images = torch.cat([q.images_sam for q in questions])
+    return model.segment(states, cls_logits, images, [q.resized_hw for q in questions], [q.original_hw for q in questions])
 
 
-def _masks(model: SIDAForCausalLM, question: Question, states: Tensor, cls_logits: Tensor) -> Tensor:
-    """[n, H] states and [1, 3] class logits -> [n, h, w] mask logits at the original size."""
-    return model.segment([states], cls_logits, question.images_sam, [question.resized_hw], [question.original_hw])[0]
-
-
-def _read_reference(model: SIDAForCausalLM, question: Question, answer: list[int], states: Tensor) -> Reading:
+def _read_reference(model: SIDAForCausalLM, question: Question, prompt: Tensor, answer: list[int], written: list[Tensor]) -> Reading:
+    """`prompt` are states [T, H], padded on the left; `written` those that predict the answer's tokens, A x [H] or more."""
     ids = torch.cat([question.prompt_ids, torch.tensor([answer], device=question.prompt_ids.device)], dim=1)
-    before = positions_before(ids, model.cls_id)[:, :-1]
+    states = torch.cat([prompt[-question.prompt_ids.shape[1] :], *(state[None] for state in written[1 : len(answer)])])
+    before = positions_before(ids, model.cls_id)[0, :-1]
     if not before.any():
         return Reading(torch.full((3,), float("nan")), answer_ids=answer)
     cls_logits = model.model.cls_head[0](states[before])
     if int(cls_logits[-1].argmax()) != Label.TAMPERED:
         return Reading(cls_logits[-1], answer_ids=answer)
-    seg = states[positions_before(ids, model.seg_id)[:, :-1]]
-    return Reading(cls_logits[-1], _masks(model, question, seg, cls_logits[:1]), answer)
+    seg = states[positions_before(ids, model.seg_id)[0, :-1]]
+    return Reading(cls_logits[-1], _masks(model, [question], [seg], cls_logits[:1])[0], answer)

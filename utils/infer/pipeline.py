@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from utils.data.conversation import answer as verdict_text
 from utils.data.conversation import question as trained_question
 from utils.data.dataset import SidaProcessor
 from utils.data.transforms import read_rgb
-from utils.infer.decode import Question, Reading, read
+from utils.infer.decode import Question, Reading, read_batch
 from utils.infer.visualize import overlay, write_picture
 
+Picture = str | Path | np.ndarray  # a file, or uint8 RGB [H, W, 3]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What the original prints whatever the model wrote; only --decode reference does.
 CANNED = {
@@ -41,7 +42,7 @@ class Prediction:
     probs: dict[str, float]  # class title -> probability; empty when label is None
     text: str
     mask: np.ndarray | None  # bool [H, W] at the original size when judged tampered and a mask was decoded
-    seconds: float
+    seconds: float  # a batch's time is shared out evenly
 
     def save(self, folder: str | Path, name: str) -> dict[str, str | None]:
         """Write `NAME_mask_0.png` (0/255) and `NAME_masked_img_0.jpg`; returns their paths, None when there is no mask."""
@@ -64,7 +65,7 @@ def choose_device(name: str | None = None) -> str:
 
 
 class SidaPipeline:
-    """Ask a checkpoint about pictures, one at a time."""
+    """Ask a checkpoint about pictures."""
 
     def __init__(self, model: SIDAForCausalLM, tokenizer: SidaTokenizer, device: str, dtype: torch.dtype) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -87,27 +88,46 @@ class SidaPipeline:
             quantize(model, bits, dtype)
         return cls(model.to(device).eval(), tokenizer, device, dtype)
 
+    def detect(self, images: Picture | Sequence[Picture], batch_size: int = 8) -> Prediction | list[Prediction]:
+        """Class and mask without a written answer: one pass over the prompt, and SAM only where it is tampered. As `__call__`."""
+        return self(images, decode="forced", batch_size=batch_size)
+
     def __call__(
         self,
-        image: str | Path | np.ndarray,
+        images: Picture | Sequence[Picture],
         question: str | None = None,
         *,
         decode: str = "generate",
+        batch_size: int = 8,
         max_new_tokens: int = 512,
         on_text: Callable[[str], None] | None = None,
-    ) -> Prediction:
-        """Ask about a path or an RGB array [H, W, 3]; `question` defaults to the one the checkpoint was trained on.
+    ) -> Prediction | list[Prediction]:
+        """Ask about a path or an RGB array [H, W, 3], or about a list of them, `batch_size` at a time; one gives one answer, a list a list.
 
-        `on_text` receives the answer's text so far, each time it grows.
+        `question` defaults to the one the checkpoint was trained on. `on_text` receives the text so far of one picture's answer, each
+        time it grows. FileNotFoundError or ValueError for a picture, question, decode or batch size that does not do.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+        if isinstance(images, Picture):
+            return self._answer([images], question, decode, max_new_tokens, on_text)[0]
+        if on_text is not None:
+            raise ValueError(f"on_text with a list of {len(images)} pictures: it follows one answer, ask about one picture at a time")
+        batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+        return [prediction for batch in batches for prediction in self._answer(batch, question, decode, max_new_tokens, None)]
+
+    def _answer(self, images: Sequence[Picture], text: str | None, decode: str, max_new_tokens: int, on_text: Callable[[str], None] | None) -> list[Prediction]:
+        """One batch."""
         start = time.perf_counter()
-        rgb = image if isinstance(image, np.ndarray) else read_rgb(Path(image))
-        reading = read(self.model, self._question(rgb, question, max_new_tokens, on_text), decode)
-        label, probs = self._verdict(reading)
-        mask = None
-        if reading.mask_logits is not None and len(reading.mask_logits):
-            mask = (reading.mask_logits[0] > 0).cpu().numpy()
-        return Prediction(rgb, label, probs, self._text(reading, label, decode), mask, time.perf_counter() - start)
+        rgbs = [image if isinstance(image, np.ndarray) else read_rgb(Path(image)) for image in images]
+        questions = [self._question(rgb, text, max_new_tokens, on_text) for rgb in rgbs]
+        readings = read_batch(self.model, questions, decode)
+        answered = [(reading, *self._verdict(reading), self._mask(reading)) for reading in readings]
+        seconds = (time.perf_counter() - start) / len(images)
+        return [
+            Prediction(rgb, label, probs, self._text(reading, label, decode), mask, seconds)
+            for rgb, (reading, label, probs, mask) in zip(rgbs, answered, strict=True)
+        ]
 
     def _question(self, rgb: np.ndarray, text: str | None, max_new_tokens: int, on_text: Callable[[str], None] | None) -> Question:
         image_clip, image_sam, resized = self.processor.images(rgb)
@@ -137,6 +157,12 @@ class SidaPipeline:
             on_text(self.tokenizer.decode(ids, skip_special=True))
 
         return on_token
+
+    @staticmethod
+    def _mask(reading: Reading) -> np.ndarray | None:
+        if reading.mask_logits is None or not len(reading.mask_logits):
+            return None
+        return (reading.mask_logits[0] > 0).cpu().numpy()
 
     @staticmethod
     def _verdict(reading: Reading) -> tuple[Label | None, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -140,6 +141,23 @@ def test_chat_one_shot(checkpoint: Path, picture: Path, tmp_path: Path, capsys: 
     assert Path(record["overlay"]).name == "tampered_0_masked_img_0.jpg"
     assert mask.shape == cv2.imread(str(picture)).shape[:2]
     assert set(np.unique(mask)) <= {0, 255}
+
+
+def test_chat_streams_to_a_terminal(
+    checkpoint: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["--version", str(checkpoint), "--image", str(picture), "--vis_save_path", str(tmp_path), "--model_max_length", "6", "--device", "cpu"]
+    assert chat.main(argv) == 0
+    piped = capsys.readouterr().out.splitlines()
+    pieces: list[str] = []
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.write", lambda text, write=sys.stdout.write: (pieces.append(text), write(text))[1])
+    assert chat.main(argv) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].rstrip() == piped[0].rstrip()
+    assert len(shown) == len(piped)
+    assert pieces[0].startswith("text_output:")
+    assert shown[0] != pieces[0]  # the rest came later
 
 
 def test_chat_loop_asks_again_for_a_wrong_path(

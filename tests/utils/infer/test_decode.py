@@ -1,0 +1,136 @@
+"""Many images at once are read as each alone, and a cached pass as the full one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import load_for_training
+from model.types import Label, SidaOutput
+from tests.tiny import build_tiny_lisa, build_tiny_set
+from utils.data.transforms import read_rgb
+from utils.infer.decode import Question, Reading, read, read_batch
+from utils.infer.pipeline import SidaPipeline
+
+PROMPTS = ("Is this [CLS] real?", "The tampered area is in the middle. Can you identify if this image is real? Please answer why.", None)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of three sizes and three looks."""
+    return sorted(build_tiny_set(tmp_path_factory.mktemp("set"), 2, ("train",)).glob("train/*/*_[01].png"))
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory, pictures: list[Path]) -> SidaPipeline:
+    """A random model whose verdicts differ from picture to picture."""
+    torch.manual_seed(1)
+    model, tokenizer = load_for_training(build_tiny_lisa(tmp_path_factory.mktemp("base")), "sida")
+    pipe = SidaPipeline(model.eval(), tokenizer, "cpu", torch.float32)
+    last = model.model.cls_head[0][3]
+    logits = torch.stack([reading.cls_logits for reading in read_batch(model, questions(pipe, pictures), "forced")])
+    with torch.no_grad():
+        last.bias -= logits.mean(dim=0)
+    return pipe
+
+
+def questions(pipe: SidaPipeline, pictures: list[Path], tokens: int = 8) -> list[Question]:
+    """One per picture, with prompts of three lengths and masks wanted at the training size."""
+    asked = [pipe._question(read_rgb(path), PROMPTS[i % 3], tokens, None) for i, path in enumerate(pictures)]
+    assert len({q.prompt_ids.shape[1] for q in asked}) == 3
+    assert len({q.resized_hw for q in asked}) > 1
+    return [replace(q, original_hw=q.resized_hw) for q in asked]
+
+
+def full_forward(pipe: SidaPipeline, question: Question) -> SidaOutput:
+    """Teacher-forced on the tampered answer, without cache or batch."""
+    answer = torch.tensor([[*question.tampered_ids, pipe.model.seg_id]])
+    ids = torch.cat([question.prompt_ids, answer], dim=1)
+    with torch.inference_mode():
+        return pipe.model(ids, images_clip=question.images_clip, images_sam=question.images_sam, resized_hw=[question.resized_hw])
+
+
+def assert_same(a: Reading, b: Reading) -> None:
+    assert a.answer_ids == b.answer_ids
+    torch.testing.assert_close(a.cls_logits, b.cls_logits, atol=1e-5, rtol=0, equal_nan=True)
+    assert (a.mask_logits is None) == (b.mask_logits is None)
+    if a.mask_logits is not None:
+        torch.testing.assert_close(a.mask_logits, b.mask_logits, atol=1e-4, rtol=0)
+
+
+def test_forced_batch_equals_full_forwards(pipe: SidaPipeline, pictures: list[Path]) -> None:
+    asked = questions(pipe, pictures)
+    readings = read_batch(pipe.model, asked, "forced")
+    judged = [Label(int(reading.cls_logits.argmax())) for reading in readings]
+    assert Label.TAMPERED in judged
+    assert len(set(judged)) > 1
+    for question, reading, label in zip(asked, readings, judged, strict=True):
+        full = full_forward(pipe, question)
+        torch.testing.assert_close(reading.cls_logits, full.cls_logits[0], atol=1e-5, rtol=0)
+        assert (reading.mask_logits is not None) == (label is Label.TAMPERED)
+        if reading.mask_logits is not None:
+            torch.testing.assert_close(reading.mask_logits, full.mask_logits[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("decode", ["generate", "forced", "reference"])
+def test_batch_equals_each_alone(pipe: SidaPipeline, pictures: list[Path], decode: str) -> None:
+    asked = questions(pipe, pictures)
+    for question, together in zip(asked, read_batch(pipe.model, asked, decode), strict=True):
+        assert_same(together, read(pipe.model, question, decode))
+
+
+def test_answers_of_different_lengths_equal_uncached_ones(pipe: SidaPipeline, pictures: list[Path]) -> None:
+    """Rows end by their own limits and stop ids; each is what running everything again for each token writes."""
+    asked = questions(pipe, pictures, tokens=10)
+    alone = [read(pipe.model, question).answer_ids for question in asked]
+    asked = [replace(q, max_new_tokens=3 + 2 * i) if i % 2 else replace(q, stop_ids=(alone[i][4],)) for i, q in enumerate(asked)]
+    for i, (question, reading) in enumerate(zip(asked, read_batch(pipe.model, asked), strict=True)):
+        want, ids = [], question.prompt_ids
+        while len(want) < question.max_new_tokens and not (want and want[-1] in question.stop_ids):
+            with torch.inference_mode():
+                want.append(int(pipe.model(ids, images_clip=question.images_clip).logits[0, -1].argmax()))
+            ids = torch.cat([ids, torch.tensor([[want[-1]]])], dim=1)
+        assert reading.answer_ids == want, i
+        assert (reading.mask_logits is not None) == (int(reading.cls_logits.argmax()) == Label.TAMPERED)
+
+
+def test_a_written_seg_is_where_the_mask_is_read(pipe: SidaPipeline, pictures: list[Path]) -> None:
+    """One row writes a [SEG], the others get the template's, in one batch."""
+    asked = questions(pipe, pictures)
+    model = pipe.model
+    tampered = [i for i, reading in enumerate(read_batch(model, asked, "forced")) if reading.mask_logits is not None]
+    own = read(model, asked[tampered[0]]).answer_ids[2]
+    seg, model.seg_id = model.seg_id, own
+    try:
+        together = read_batch(model, asked)
+        for question, reading in zip(asked, together, strict=True):
+            assert_same(reading, read(model, question))
+    finally:
+        model.seg_id = seg
+
+
+def test_only_tampered_images_reach_sam(pipe: SidaPipeline, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    sam = pipe.model.model.visual_model
+    monkeypatch.setattr(sam, "encode", lambda images, encode=sam.encode: (seen.append(len(images)), encode(images))[1])
+    readings = read_batch(pipe.model, questions(pipe, pictures), "forced")
+    assert seen == [sum(reading.mask_logits is not None for reading in readings)]
+
+
+def test_detect_takes_one_or_many(pipe: SidaPipeline, pictures: list[Path]) -> None:
+    many = pipe.detect(pictures, batch_size=4)
+    for path, prediction in zip(pictures, many, strict=True):
+        alone = pipe.detect(path)
+        assert alone.label is prediction.label
+        assert alone.text == prediction.text
+        assert list(alone.probs.values()) == pytest.approx(list(prediction.probs.values()), abs=1e-5)
+        assert (alone.mask is None) == (prediction.mask is None)
+        assert prediction.image.shape == read_rgb(path).shape
+    assert pipe.detect([]) == []
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        pipe.detect(pictures, batch_size=0)
+    with pytest.raises(ValueError, match="on_text with a list of 6"):
+        pipe(pictures, on_text=print)
