@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.tokens import IGNORE_INDEX
 from model.types import SidaLosses
 
 DICE_SCALE = 1000.0  # keeps the sums of an fp16 mask in range
@@ -69,8 +68,6 @@ def mask_losses(logits: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Te
     return bce, dice
 
 
-def language_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, T, V] logits, [B, T] labels -> mean cross-entropy of the next token; 0, gradient included, when nothing is supervised."""
-    logits, labels = logits[:, :-1].float(), labels[:, 1:].to(logits.device)
-    supervised = (labels != IGNORE_INDEX).sum().clamp(min=1)
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum") / supervised
+def language_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """[N, V] logits at supervised positions, the tokens [N] that come next -> mean cross-entropy; 0, gradient included, when N is 0."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)

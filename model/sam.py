@@ -2,9 +2,9 @@
 
 The package's image encoder, prompt encoder and mask decoder are used as they are, so `sam_vit_h_4b8939.pth` and the
 published checkpoints load key by key. The original feeds the embedding through a patched prompt encoder; handing it to
-the decoder as the only sparse prompt is the same computation.
+the decoder as the only sparse prompt is the same computation. Their attention is computed by torch's fused kernels.
 
-Dimensions: B images, S side of the square input, E = 256 prompt width, n prompts, L = S/4 mask side.
+Dimensions: B images, S side of the square input, E = 256 prompt width, n prompts, L = S/4 mask side, C channels of a block on h x w patches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import importlib.util
 import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from model.types import Size
 from model.vision import ConvStem
+
+QUERIES = 256  # positions are added for so many queries at a time; for all 4096 they would be a GB per image of ViT-H
 
 
 def _import_modeling() -> ModuleType:
@@ -36,6 +38,41 @@ def _import_modeling() -> ModuleType:
         package.__spec__ = importlib.machinery.ModuleSpec("segment_anything", None, is_package=True)
         sys.modules["segment_anything"] = package
     return importlib.import_module("segment_anything.modeling")
+
+
+def attend_to_image(self: nn.Module, x: Tensor) -> Tensor:
+    """Forward of the image encoder's attention, [B, h, w, C] -> the same: softmax(q k / sqrt(d) + q above + q beside) v, fused.
+
+    The last two score relative positions. A kernel that has to give gradients to what is added would store h w x h w scores; there the
+    positions are made part of q and k instead: [q, q above, q beside] times [k, its row as one-hot, its column as one-hot].
+    """
+    batch, height, width, _ = x.shape
+    q, k, v = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    grid = q.unflatten(2, (height, width))
+    above = torch.einsum("bnhwd,hkd->bnhwk", grid, self.rel_pos_h[_distances(height, x.device)]).flatten(2, 3)
+    beside = torch.einsum("bnhwd,wkd->bnhwk", grid, self.rel_pos_w[_distances(width, x.device)]).flatten(2, 3)
+    if q.requires_grad:
+        row, column = torch.eye(height).to(k).repeat_interleave(width, dim=0), torch.eye(width).to(k).repeat(height, 1)
+        places = torch.cat([row, column], dim=1).expand(*k.shape[:2], -1, -1)
+        q, k, padded = torch.cat([q * self.scale, above, beside], dim=-1), torch.cat([k, places], dim=-1), F.pad(v, (0, height + width))
+        out = F.scaled_dot_product_attention(q, k, padded, scale=1.0)[..., : v.shape[-1]]
+    else:
+        blocks = zip(*(tensor.split(QUERIES, dim=2) for tensor in (q, above, beside)), strict=True)
+        fused = partial(F.scaled_dot_product_attention, key=k, value=v)
+        out = torch.cat([fused(some, attn_mask=(rows[..., None] + columns[..., None, :]).flatten(-2)) for some, rows, columns in blocks], dim=2)
+    return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+
+def _distances(size: int, device: torch.device) -> Tensor:
+    """[size, size] rows of a table of relative positions: query minus key, from 0."""
+    places = torch.arange(size, device=device)
+    return places[:, None] - places + size - 1
+
+
+def attend(self: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Forward of the mask decoder's attention, fused; [B, queries, E], keys and values [B, keys, E] -> [B, queries, E]."""
+    q, k, v = (project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for project, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
+    return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Sam(nn.Module):
@@ -113,6 +150,11 @@ def build_sam(
     prompt = parts.PromptEncoder(embed_dim=out_dim, image_embedding_size=grid, input_image_size=(image_size, image_size), mask_in_chans=16)
     transformer = parts.TwoWayTransformer(depth=2, embedding_dim=out_dim, mlp_dim=2048, num_heads=8)
     decoder = parts.MaskDecoder(num_multimask_outputs=3, transformer=transformer, transformer_dim=out_dim, iou_head_depth=3, iou_head_hidden_dim=256)
+    for module in (*encoder.modules(), *decoder.modules()):
+        if isinstance(module, parts.image_encoder.Attention):
+            module.forward = MethodType(attend_to_image, module)
+        elif isinstance(module, parts.transformer.Attention):
+            module.forward = MethodType(attend, module)
     return Sam(encoder, prompt, decoder)
 
 

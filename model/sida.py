@@ -154,10 +154,10 @@ class SIDAForCausalLM(LlamaForCausalLM):
         return self.loss_weights.combine(ce, F.cross_entropy(cls_logits.float(), cls_labels), bce, dice)
 
     def _language_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """The vocabulary is projected only from the first supervised position of the batch on."""
-        supervised = (labels != IGNORE_INDEX).any(dim=0).nonzero().flatten()
-        first = max(int(supervised[0]) - 1, 0) if len(supervised) else labels.shape[1] - 1
-        return language_loss(self.lm_head(hidden[:, first:]), labels[:, first:])
+        """The vocabulary is projected only where the next token is supervised."""
+        targets = labels[:, 1:]
+        supervised = targets != IGNORE_INDEX
+        return language_loss(self.lm_head(hidden[:, :-1][supervised]), targets[supervised])
 
     def _idle_mask_branch(self, hidden: Tensor, cls_logits: Tensor, images_sam: Tensor) -> Tensor:
         """0 with zero gradients, through the same modules as a mask.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 
 import pytest
 import torch
 
 from model.config import SAM_DEBUG, SAM_VIT_H
-from model.sam import build_sam, read_sam_file
+from model.sam import _import_modeling, attend, attend_to_image, build_sam, read_sam_file
 
 
 def test_prompts_of_several_images_are_independent() -> None:
@@ -64,3 +65,37 @@ def test_vit_h_at_1024_px() -> None:
     assert masks.shape == (1, 480, 640)
     assert masks.isfinite().all()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 12e6, "kB"
+
+
+@pytest.mark.parametrize("size", [4, 5, 20])
+@pytest.mark.parametrize("trained", [False, True])
+def test_attention_is_the_packages_own(size: int, trained: bool) -> None:
+    """Values, and gradients of everything, on windows and on more patches than positions are added for at a time."""
+    torch.manual_seed(0)
+    attention = _import_modeling().image_encoder.Attention(24, num_heads=2, use_rel_pos=True, input_size=(size, size + 1))
+    for weight in attention.parameters():
+        torch.nn.init.normal_(weight, std=0.5).requires_grad_(trained)
+    x = torch.randn(3, size, size + 1, 24)
+    want, got = attention(x), attend_to_image(attention, x)
+    torch.testing.assert_close(got, want, atol=1e-5 * want.abs().max().item(), rtol=0)
+    if trained:
+        pull = torch.randn_like(want)
+        both = [torch.autograd.grad((out * pull).sum(), [*attention.parameters()]) for out in (want, got)]
+        for a, b in zip(*both, strict=True):
+            torch.testing.assert_close(b, a, atol=1e-4 * both[0][0].abs().max().item(), rtol=0)
+
+
+def test_decoder_attention_is_the_packages_own() -> None:
+    torch.manual_seed(0)
+    attention = _import_modeling().transformer.Attention(32, 4, downsample_rate=2)
+    q, k, v = torch.randn(2, 3, 32), torch.randn(2, 7, 32), torch.randn(2, 7, 32)
+    torch.testing.assert_close(attend(attention, q, k, v), attention(q, k, v), atol=1e-6, rtol=1e-5)
+
+
+def test_every_attention_of_sam_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sam = build_sam(**SAM_DEBUG, image_size=64).eval()
+    parts = _import_modeling()
+    monkeypatch.setattr(parts.image_encoder.Attention, "forward", None)
+    monkeypatch.setattr(parts.transformer.Attention, "forward", None)
+    with torch.no_grad():
+        assert copy.deepcopy(sam).decode(sam.encode(torch.randn(1, 3, 64, 64)), torch.randn(1, 256)).shape == (1, 16, 16)
