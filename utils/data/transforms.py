@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.types import Size
 
@@ -22,6 +21,7 @@ SAM_MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
 SAM_STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+CLIP_VALUES = (((np.arange(256) * (1 / 255)).astype(np.float32)[:, None] - CLIP_MEAN) / CLIP_STD)[None]  # of a grey level, [1, 256, 3]
 
 
 def read_rgb(path: Path | str) -> np.ndarray:
@@ -61,8 +61,9 @@ def sam_input(rgb: np.ndarray, side: int) -> tuple[Tensor, Size]:
     """uint8 [H, W, 3] -> float32 [3, side, side] and (h, w), the part of it that is not padding."""
     resized = resize_longest_side(rgb, side)
     h, w = resized.shape[:2]
-    pixels = (torch.from_numpy(resized.transpose(2, 0, 1).copy()) - SAM_MEAN) / SAM_STD
-    return F.pad(pixels, (0, side - w, 0, side - h)), (h, w)
+    padded = torch.zeros(3, side, side)
+    padded[:, :h, :w].copy_(torch.tensor(resized).permute(2, 0, 1)).sub_(SAM_MEAN).div_(SAM_STD)  # in place: half the time
+    return padded, (h, w)
 
 
 def mask_target(gray: np.ndarray, side: int) -> Tensor:
@@ -80,5 +81,4 @@ def clip_input(rgb: np.ndarray, side: int = 224) -> Tensor:
     resized = np.asarray(Image.fromarray(rgb).resize((w, h), Image.Resampling.BICUBIC))
     top, left = (h - side) // 2, (w - side) // 2
     crop = resized[top : top + side, left : left + side]
-    pixels = ((crop * (1 / 255)).astype(np.float32) - CLIP_MEAN) / CLIP_STD
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(cv2.LUT(crop, CLIP_VALUES).transpose(2, 0, 1).copy())
