@@ -54,7 +54,8 @@ def evaluate(
     # A rank with one sample less runs one of them again, unscored: under ZeRO-3 every rank must take part in every forward.
     spare = -(-len(dataset) // world_size()) - len(own)
     mine = Subset(dataset, own + (own[-1:] or [0]) * spare)
-    loader = DataLoader(mine, batch_size=batch_size, num_workers=workers, collate_fn=collate, worker_init_fn=worker_init_fn)
+    pin = torch.device(device).type == "cuda"
+    loader = DataLoader(mine, batch_size=batch_size, num_workers=workers, collate_fn=collate, pin_memory=pin, worker_init_fn=worker_init_fn)
     pending = len(own)
     for batch, failed in tqdm(loader, desc="evaluating", unit="batch", disable=not is_main(), mininterval=0.1 if sys.stderr.isatty() else 30):
         unreadable += failed

@@ -70,6 +70,20 @@ def trainable_model(cfg: TrainConfig, dtype: torch.dtype) -> tuple[SIDAForCausal
     return model, tokenizer
 
 
+def compile_layers(model: SIDAForCausalLM, device: torch.device) -> bool:
+    """torch.compile the layers of Llama, CLIP and SAM's image encoder in place; without a compiler warn, change nothing, return False."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        log.warning("--compile has no effect, torch finds no compiler (%s): install a C++ compiler, for a GPU also triton", reason)
+        return False
+    net = model.model
+    for layer in (*net.layers, *net.vision_tower.encoder.layers, *net.visual_model.image_encoder.blocks):
+        layer.compile()
+    return True
+
+
 def finished_model(cfg: TrainConfig, dtype: torch.dtype, device: torch.device) -> tuple[SIDAForCausalLM, SidaTokenizer]:
     """For evaluation: the SIDA checkpoint `--version`, or the training checkpoint `--resume` on top of the base it started from."""
     if cfg.resume:

@@ -65,6 +65,7 @@ class TrainConfig:
     train_mask_decoder: bool = _flag(True, "train SAM's mask decoder")
     train_vision: bool = _flag(False, "also train CLIP, its projection and SAM's image encoder")
     gradient_checkpointing: bool = _flag(True, "recompute activations: less memory, about a third slower")
+    compile: bool = _flag(False, "torch.compile the language model's layers, CLIP's and SAM's; the first steps take minutes")
     # optimisation
     epochs: int = _flag(10, "an epoch is --steps_per_epoch optimizer steps")
     steps_per_epoch: int = _flag(500, "optimizer steps, 0 = one pass over the data")

@@ -15,7 +15,7 @@ from utils.data.sampler import BatchStream
 from utils.distributed import all_reduce_sum, is_main, rank, world_size
 from utils.eval.report import format_report
 from utils.train import checkpoints
-from utils.train.build import loss_weights, make_loader, make_processor, read_records, seed_everything, train_dataset, trainable_model
+from utils.train.build import compile_layers, loss_weights, make_loader, make_processor, read_records, seed_everything, train_dataset, trainable_model
 from utils.train.checkpoints import TrainState
 from utils.train.config import TrainConfig
 from utils.train.engine import DTYPES, build_engine, join, pick_device
@@ -49,6 +49,8 @@ class Trainer:
         model, tokenizer = trainable_model(cfg, self.dtype)
         processor = make_processor(cfg, model, tokenizer)
         self.validation = SidaDataset(validation, processor, replace_unreadable=False) if validation else None
+        if cfg.compile:
+            compile_layers(model, self.device)
         self.engine = build_engine(model, cfg, self.device)
         seed_everything(cfg.seed + rank())  # from here on ranks differ, e.g. in dropout
         self._start(resume)

@@ -11,7 +11,7 @@ from model.checkpoint import canonical
 from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset
-from utils.train.build import make_processor, read_records, train_dataset, trainable_model
+from utils.train.build import compile_layers, make_processor, read_records, train_dataset, trainable_model
 from utils.train.config import TrainConfig
 
 HEADS = {"embed_tokens", "mask_decoder", "text_hidden_fcs", "cls_head", "sida_fc1", "attention_layer"}
@@ -83,6 +83,36 @@ def test_every_used_part_of_the_towers_moves(place: Path) -> None:
     moved, trained = moved_by_a_step(config(place, train_vision=True))
     still = {canonical(name) for name in trained - moved if family(name) in TOWERS}
     assert all(name.startswith(("model.vision_tower.encoder.layers.2.", "model.vision_tower.post_layernorm.")) or name.endswith("k_proj.bias") for name in still)
+
+
+def test_without_a_compiler_training_goes_on(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import torch._inductor.config
+
+    model, _ = trainable_model(config(place), torch.float32)
+    torch._dynamo.reset()
+    with caplog.at_level("WARNING"), torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",)}):
+        assert not compile_layers(model, torch.device("cpu"))
+    assert "--compile has no effect" in caplog.text
+    assert all(module._compiled_call_impl is None for module in model.modules())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [{}, {"gradient_checkpointing": False}])
+def test_compiled_layers_compute_the_same(place: Path, flags: dict) -> None:
+    losses, gradients = [], []
+    for compiled in (False, True):
+        model, tokenizer = trainable_model(config(place, lora_dropout=0.0, **flags), torch.float32)
+        assert not compiled or compile_layers(model, torch.device("cpu"))
+        records = [record for record in read_records(config(place), "train") if record.mask]
+        batch, _ = collate([SidaDataset(records, make_processor(config(place), model, tokenizer))[0]])
+        loss = model(**batch.model_inputs()).losses.total
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7 + 1e-4 * gradient.abs().max().item(), rtol=1e-3)
 
 
 def test_only_training_is_augmented(place: Path) -> None:

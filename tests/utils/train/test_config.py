@@ -90,8 +90,8 @@ def test_switching_off(name: str) -> None:
 
 
 def test_bare_flags() -> None:
-    cfg = parse(["--no_eval", "--eval_only", "--strict", "--train_text", "--offload_optimizer", "--train_vision", "--augment"])
-    assert all((cfg.train_vision, cfg.augment, cfg.no_eval, cfg.eval_only, cfg.strict, cfg.train_text, cfg.offload_optimizer))
+    cfg = parse(["--no_eval", "--eval_only", "--strict", "--train_text", "--offload_optimizer", "--train_vision", "--augment", "--compile"])
+    assert all((cfg.compile, cfg.train_vision, cfg.augment, cfg.no_eval, cfg.eval_only, cfg.strict, cfg.train_text, cfg.offload_optimizer))
 
 
 def test_the_readmes_command() -> None:
