@@ -13,16 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from model.sida import SIDAForCausalLM
 from model.tokens import PAD_TOKEN_ID, positions_before
 from model.types import Label, Size
 
 DECODES = ("generate", "forced", "reference")
+ROOM = 256  # tokens by which the KV cache grows
 
 
 @dataclass
@@ -49,12 +52,36 @@ class Reading:
     answer_ids: list[int] = field(default_factory=list)
 
 
+class _Layer(DynamicLayer):
+    """One layer's keys and values [B, heads, length, d], with room for more: its parent copies all of them for each new token."""
+
+    room: tuple[Tensor, ...] = ()  # they are the start of these
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [B, heads, t, d] to both -> both."""
+        start = self.get_seq_length()
+        if start == 0:
+            return super().update(key_states, value_states)
+        end = start + key_states.shape[2]
+        if not self.room or end > self.room[0].shape[2]:
+            self.room = tuple(F.pad(old, (0, 0, 0, end - start + ROOM)) for old in (self.keys, self.values))
+        for room, new in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self.room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        super().batch_select_indices(indices)
+        self.room = ()
+
+
 class _Rows:
     """Rows of tokens that grow over one KV cache. A row that gets fewer tokens than another is padded on their left."""
 
     def __init__(self, model: SIDAForCausalLM, count: int, device: torch.device) -> None:
         self.model = model
-        self.cache = DynamicCache(config=model.config)
+        self.cache = Cache(layers=[_Layer() for _ in range(model.config.num_hidden_layers)])
         self.mask = torch.zeros(count, 0, dtype=torch.bool, device=device)  # of what is cached, False where padded
 
     def extend(self, added: Sequence[list[int]], images_clip: Tensor | None = None) -> Tensor:
