@@ -21,6 +21,7 @@ SAM_MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
 SAM_STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+GREY_VALUES = (np.arange(256) / 255.0).astype(np.float32)
 CLIP_VALUES = (((np.arange(256) * (1 / 255)).astype(np.float32)[:, None] - CLIP_MEAN) / CLIP_STD)[None]  # of a grey level, [1, 256, 3]
 
 
@@ -54,6 +55,8 @@ def resize_longest_side(array: np.ndarray, side: int) -> np.ndarray:
     height, width = array.shape[:2]
     scale = side / max(height, width)
     h, w = (max(1, int(x * scale + 0.5)) for x in (height, width))
+    if (h, w) == (height, width):
+        return array
     return np.asarray(Image.fromarray(array).resize((w, h), Image.Resampling.BILINEAR))
 
 
@@ -68,7 +71,7 @@ def sam_input(rgb: np.ndarray, side: int) -> tuple[Tensor, Size]:
 
 def mask_target(gray: np.ndarray, side: int) -> Tensor:
     """uint8 [H, W], white where tampered -> float32 [1, h, w] in 0..1; the edges stay soft."""
-    return torch.from_numpy(resize_longest_side(gray, side) / 255.0).float()[None]
+    return torch.from_numpy(cv2.LUT(resize_longest_side(gray, side), GREY_VALUES))[None]
 
 
 def clip_input(rgb: np.ndarray, side: int = 224) -> Tensor:
