@@ -97,7 +97,7 @@ def test_without_a_compiler_training_goes_on(place: Path, caplog: pytest.LogCapt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [{}, {"gradient_checkpointing": False}])
+@pytest.mark.parametrize("flags", [{}, {"gradient_checkpointing": False}, {"train_vision": True}])
 def test_compiled_layers_compute_the_same(place: Path, flags: dict) -> None:
     losses, gradients = [], []
     for compiled in (False, True):
