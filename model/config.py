@@ -11,21 +11,22 @@ from typing import Any
 from transformers import CLIPVisionConfig, LlamaConfig
 
 CLIP_VIT_L_14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 224}
-CLIP_TINY = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 6, "patch_size": 16, "image_size": 256}
+CLIP_TINY = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 16, "image_size": 256}
 CLIP_DEBUG = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 14, "image_size": 224}
 SAM_VIT_H = {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attn_indexes": [7, 15, 23, 31]}
-SAM_TINY = {"embed_dim": 192, "depth": 3, "num_heads": 6, "global_attn_indexes": [0, 1, 2]}
+SAM_TINY = {"embed_dim": 192, "depth": 2, "num_heads": 3, "global_attn_indexes": [0, 1]}
 SAM_DEBUG = {"embed_dim": 64, "depth": 3, "num_heads": 2, "global_attn_indexes": [2]}
-STEM = [16, 32, 64, 128]  # widths of the convolutions in front of a small vision transformer
+STEM = {"width": 112, "depth": 3}  # of the convolutions in front of a small vision transformer
 
 STAGES = ("sida", "description")
 CONV_TYPES = ("llava_v1", "llava_llama_2")
+SELECT_FEATURES = ("patch", "cls_patch")
 
 
 class SidaConfig(LlamaConfig):
     """Llama's fields plus the vision tower, SAM and what a checkpoint needs to be used with no flag.
 
-    Raises ValueError for an unknown stage or conversation type, or an image size that SAM's patches do not divide.
+    Raises ValueError for an unknown stage, conversation type or vision feature, or an image size that SAM's patches do not divide.
     """
 
     model_type = "llava"
@@ -33,7 +34,7 @@ class SidaConfig(LlamaConfig):
     vision_tower: str = "openai/clip-vit-large-patch14"  # folder, hub name, or a folder inside the checkpoint
     mm_hidden_size: int = 1024  # width of the vision tower
     mm_vision_select_layer: int = -2
-    mm_vision_select_feature: str = "patch"
+    mm_vision_select_feature: str = "patch"  # or "cls_patch": the class token as well, in front
     mm_use_im_start_end: bool = True
     out_dim: int = 256  # width of SAM's prompts
     train_mask_decoder: bool = True
@@ -54,6 +55,8 @@ class SidaConfig(LlamaConfig):
             raise ValueError(f"stage is {self.stage!r}: expected one of {STAGES}")
         if self.conv_type not in CONV_TYPES:
             raise ValueError(f"conv_type is {self.conv_type!r}: expected one of {CONV_TYPES}")
+        if self.mm_vision_select_feature not in SELECT_FEATURES:
+            raise ValueError(f"mm_vision_select_feature is {self.mm_vision_select_feature!r}: expected one of {SELECT_FEATURES}")
         if self.image_size % 16:
             raise ValueError(f"image_size is {self.image_size}: expected a multiple of SAM's patch size, 16")
         super().__post_init__(**kwargs)
@@ -61,7 +64,7 @@ class SidaConfig(LlamaConfig):
     @property
     def image_patches(self) -> int:
         """How many tokens stand for one image."""
-        return (self.clip["image_size"] // self.clip["patch_size"]) ** 2
+        return (self.clip["image_size"] // self.clip["patch_size"]) ** 2 + (self.mm_vision_select_feature == "cls_patch")
 
     def clip_config(self) -> CLIPVisionConfig:
         """The vision tower's own configuration."""
@@ -86,6 +89,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_llama(128, 3, 4, 384, 0),
         "mm_hidden_size": 192,
         "mm_vision_select_layer": -1,
+        "mm_vision_select_feature": "cls_patch",
+        "initializer_range": 0.05,
         "clip": CLIP_TINY | {"stem": STEM},
         "sam": SAM_TINY | {"stem": STEM},
         "image_size": 256,

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.types import Size
-from model.vision import ConvStem
+from model.types import SAM_MEAN, SAM_STD, Size
+from model.vision import TraceStem
 
 QUERIES = 256  # positions are added for so many queries at a time; for all 4096 they would be a GB per image of ViT-H
 
@@ -127,9 +127,9 @@ def build_sam(
     image_size: int = 1024,
     window_size: int = 14,
     out_dim: int = 256,
-    stem: list[int] | None = None,
+    stem: dict[str, int] | None = None,
 ) -> Sam:
-    """SAM with a ViT of the given size and random weights; `image_size` in pixels, a multiple of 16; `stem`: widths of a ConvStem."""
+    """SAM with a ViT of the given size and random weights; `image_size` in pixels, a multiple of 16; `stem`: `width` and `depth` of a TraceStem."""
     parts = _import_modeling()
     encoder = parts.ImageEncoderViT(
         img_size=image_size,
@@ -145,7 +145,7 @@ def build_sam(
         out_chans=out_dim,
     )
     if stem:
-        encoder.patch_embed.proj = ConvStem(stem, embed_dim)
+        encoder.patch_embed.proj = TraceStem(**stem, out=embed_dim, mean=SAM_MEAN, std=SAM_STD)
     grid = (image_size // 16, image_size // 16)
     prompt = parts.PromptEncoder(embed_dim=out_dim, image_embedding_size=grid, input_image_size=(image_size, image_size), mask_in_chans=16)
     transformer = parts.TwoWayTransformer(depth=2, embedding_dim=out_dim, mlp_dim=2048, num_heads=8)

@@ -53,10 +53,12 @@ class SIDAForCausalLM(LlamaForCausalLM):
         self.lockstep = False  # several ranks train together: each must call the same modules
 
     def encode_images(self, images_clip: Tensor) -> Tensor:
-        """[B, 3, 224, 224] CLIP-normalised pixels -> [B, P, H] projected patches of the selected layer."""
+        """[B, 3, 224, 224] CLIP-normalised pixels -> [B, P, H] projected patches of the selected layer, the class token first if selected."""
         states = self.model.vision_tower(images_clip, output_hidden_states=True).hidden_states
-        patches = states[self.config.mm_vision_select_layer][:, 1:]
-        return self.model.mm_projector(patches.to(self.model.mm_projector.weight.dtype))
+        features = states[self.config.mm_vision_select_layer]
+        if self.config.mm_vision_select_feature == "patch":
+            features = features[:, 1:]
+        return self.model.mm_projector(features.to(self.model.mm_projector.weight.dtype))
 
     def embed(self, input_ids: Tensor, images_clip: Tensor | None = None) -> Tensor:
         """[B, T] ids -> [B, T, H]; the placeholders become the images' patches, in order."""

@@ -16,6 +16,10 @@ from transformers.utils import ModelOutput
 
 Size = tuple[int, int]  # (height, width) in pixels
 
+# normalised pixels are (x - mean) / std, x of CLIP in 0..1, of SAM in grey levels 0..255
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
 
 class Label(IntEnum):
     """The three verdicts; the values are the rows of the class head."""

@@ -1,13 +1,18 @@
-"""The vision tower: CLIP's, with small convolutions in place of the one patch embedding where its configuration names a `stem`."""
+"""The vision tower: CLIP's, with a TraceStem in place of the patch embedding where its configuration has a `stem`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from model.types import CLIP_MEAN, CLIP_STD
+
+BLOCK = 8  # of JPEG, pixels
 # noise residuals of the rich models (Fridrich and Kodovsky 2012): differences of order one and two, square 3x3 and square 5x5
 RESIDUALS = (
     [[0, 0, 0], [0, -1, 1], [0, 0, 0]],
@@ -17,51 +22,93 @@ RESIDUALS = (
     [[-1, 2, -1], [2, -4, 2], [-1, 2, -1]],
     [[-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1]],
 )
-GAIN = 4.0  # residuals of a photograph are about a twentieth of its contrast
+YCBCR = ([0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312])  # of red, green, blue (JFIF)
 
 
-class ConvStem(nn.Sequential):
-    """[B, 3, S, S] normalised pixels -> [B, width, S / 2^n, S / 2^n], n = len(widths).
+def _residual_filters() -> Tensor:
+    """[2 * 6, 3, 5, 5]: each residual of green, then each of red minus blue."""
+    kernels = [torch.tensor(kernel, dtype=torch.float32) for kernel in RESIDUALS]
+    stacked = torch.stack([F.pad(k / k.abs().max(), [(5 - len(k)) // 2] * 4) for k in kernels])
+    return torch.cat([stacked[:, None] * torch.tensor(colour).view(3, 1, 1) for colour in ([0.0, 1.0, 0.0], [1.0, 0.0, -1.0])])
 
-    Convolutions learn local traces (resampling, compression, noise) from far fewer pictures than a patch embedding does (Xiao et al.
-    2021, arXiv:2106.14881); the first one starts as noise residuals of green and of red against blue, as forensic networks' do.
+
+def _dct_filters() -> Tensor:
+    """[3 * 64, 3, 8, 8]: JPEG's orthonormal DCT of a block, luminance first, then the two chrominances."""
+    k = torch.arange(BLOCK, dtype=torch.float32)
+    basis = torch.cos((2 * k + 1) * k[:, None] * math.pi / (2 * BLOCK)) / 2
+    basis[0] /= math.sqrt(2)
+    return torch.einsum("kc,ux,vy->kuvcxy", torch.tensor(YCBCR), basis, basis).flatten(0, 2)
+
+
+FILTERS = {"dct": _dct_filters(), "residual": _residual_filters()}
+TRACES = len(FILTERS["dct"]) + 2 * len(FILTERS["residual"])
+
+
+@torch.no_grad()
+def traces(levels: Tensor) -> Tensor:
+    """Grey levels 0..255 [B, 3, S, S] -> fp32 [B, TRACES, S / 8, S / 8]: what compression and resampling left in each block of JPEG.
+
+    log(1 + x) of the magnitudes of the block's DCT, and of the mean and the root mean square of each noise residual in it.
+    """
+    levels = levels.float().contiguous(memory_format=torch.channels_last)  # half the time on a CPU
+    dct = F.conv2d(levels, FILTERS["dct"].to(levels.device), stride=BLOCK)
+    residual = F.conv2d(levels, FILTERS["residual"].to(levels.device), padding=2)
+    return torch.cat([dct.abs(), F.avg_pool2d(residual.abs(), BLOCK), F.lp_pool2d(residual, 2, BLOCK) / BLOCK], dim=1).log1p()
+
+
+class ResidualBlock(nn.Module):
+    """x plus two 3x3 convolutions of it; starts as x."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width, h, w] -> the same."""
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+class TraceStem(nn.Module):
+    """Normalised pixels [B, 3, S, S] -> [B, out, S/16, S/16]: `traces` through `depth` residual blocks, in place of a patch embedding.
+
+    The filters are fixed. Learned ones need ten times the pictures: what was tampered with shows in magnitudes far below the content's,
+    which half precision and a few thousand steps do not find. `mean` and `std`, of grey levels, undo the normalisation.
     """
 
-    def __init__(self, widths: Sequence[int], width: int) -> None:
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, padding=2), nn.ReLU()]
-        for a, b in zip(widths, (*widths[1:], width), strict=True):
-            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()]
-        super().__init__(*layers[:-1])
+    def __init__(self, width: int, depth: int, out: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+        self.inward = nn.Conv2d(TRACES, width, 3, padding=1)
+        self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
+        self.outward = nn.Conv2d(width, out, 3, stride=2, padding=1)
         self.reset_parameters()
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """As the class says. Channels last: half the time on a CPU."""
-        return super().forward(pixels.contiguous(memory_format=torch.channels_last))
 
     @property
     def weight(self) -> Tensor:
-        """Of the first convolution; stands for the dtype, as a patch embedding's does."""
-        return self[0].weight
+        """Stands for the dtype, as a patch embedding's does."""
+        return self.inward.weight
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """As the class says. Rounding to whole grey levels takes back what half precision did to normalised ones."""
+        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
+        with torch.autocast(pixels.device.type, enabled=False):
+            x = traces((pixels.float() * std + mean).round()) - 1
+        return self.outward(F.relu(self.blocks(self.inward(x.to(self.weight.dtype)))))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial weights: residual filters first, He's for the rest."""
-        for layer in self:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
-        filters = [(kernel, colours) for kernel in RESIDUALS for colours in ((0.0, 1.0, 0.0), (1.0, 0.0, -1.0))]
-        for weight, (kernel, colours) in zip(self.weight, filters, strict=False):
-            taps = torch.tensor(kernel, dtype=weight.dtype)
-            pad = (5 - len(taps)) // 2
-            residual = GAIN * nn.functional.pad(taps / taps.abs().max(), [pad] * 4)
-            weight.copy_(torch.tensor(colours, dtype=weight.dtype)[:, None, None] * residual)
+        """PyTorch's initial weights, residual blocks as identities."""
+        for conv in (self.inward, self.outward, *(conv for block in self.blocks for conv in (block.conv1, block.conv2))):
+            conv.reset_parameters()
+        for block in self.blocks:
+            block.conv2.weight.zero_()
 
 
 class VisionTower(CLIPVisionModel):
-    """CLIP's vision transformer; `stem` in its configuration gives the widths of a ConvStem."""
+    """CLIP's vision transformer; `stem` in its configuration gives `width` and `depth` of a TraceStem."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__(config)
         if getattr(config, "stem", None):
-            self.embeddings.patch_embedding = ConvStem(config.stem, config.hidden_size)
+            levels = [255 * x for x in CLIP_MEAN], [255 * x for x in CLIP_STD]
+            self.embeddings.patch_embedding = TraceStem(**config.stem, out=config.hidden_size, mean=levels[0], std=levels[1])

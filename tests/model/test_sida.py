@@ -64,3 +64,14 @@ def test_sam_encodes_only_what_has_a_mask(model: SIDAForCausalLM) -> None:
     finally:
         hook.remove()
     assert seen == [2]
+
+
+def test_the_class_token_comes_first_where_it_is_selected(model: SIDAForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        patches = model.encode_images(pixels)
+        monkeypatch.setattr(model.config, "mm_vision_select_feature", "cls_patch")
+        both = model.encode_images(pixels)
+        state = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[model.config.mm_vision_select_layer][:, 0]
+        torch.testing.assert_close(both[:, 1:], patches)
+        torch.testing.assert_close(both[:, 0], model.model.mm_projector(state))

@@ -1,18 +1,29 @@
-"""The vision tower with and without a convolutional stem."""
+"""The vision tower with and without a stem of traces."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from model.sam import build_sam
-from model.vision import GAIN, RESIDUALS, ConvStem, VisionTower
+from model.types import CLIP_MEAN, CLIP_STD
+from model.vision import RESIDUALS, TRACES, TraceStem, VisionTower, traces
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16, "image_size": 64}
+STEM = {"width": 8, "depth": 2}
+MEAN, STD = ([255 * x for x in values] for values in (CLIP_MEAN, CLIP_STD))
+
+
+@pytest.fixture
+def levels() -> torch.Tensor:
+    """Grey levels 0..255, [2, 3, 32, 48]."""
+    return torch.randint(0, 256, (2, 3, 32, 48), generator=torch.Generator().manual_seed(0)).float()
 
 
 def test_without_a_stem_it_is_clip() -> None:
@@ -24,36 +35,62 @@ def test_without_a_stem_it_is_clip() -> None:
     assert_close(tower(pixels).last_hidden_state, clip(pixels).last_hidden_state, rtol=0, atol=0)
 
 
-def test_a_stem_halves_once_per_width() -> None:
-    stem = ConvStem([4, 8], 16)
-    assert stem(torch.randn(2, 3, 32, 48)).shape == (2, 16, 8, 12)
+def test_traces_are_the_dct_of_jpeg(levels: torch.Tensor) -> None:
+    """Of the second block of the first row, against OpenCV's."""
+    red, green, blue = levels[0, :, :8, 8:16].numpy()
+    luminance = 0.299 * red + 0.587 * green + 0.114 * blue
+    ours = traces(levels)[0, :64, 0, 1].view(8, 8)
+    assert_close(ours, torch.from_numpy(np.log1p(np.abs(cv2.dct(luminance)))), rtol=1e-4, atol=1e-3)
 
 
-def test_it_starts_as_noise_residuals() -> None:
-    """A flat or evenly rising picture has none; an impulse answers with the kernel."""
-    weight = ConvStem([16, 8], 8).weight.detach()
-    assert_close(weight[: 2 * len(RESIDUALS)].sum(dim=(2, 3)), torch.zeros(2 * len(RESIDUALS), 3), rtol=0, atol=1e-5)
-    assert weight[11, 0].max() == -weight[11, 2].min() == GAIN * 8 / 12  # red against blue of the 5 x 5 kernel
-    assert weight[10, 1, 2, 2] == -GAIN
+def test_traces_are_noise_residuals(levels: torch.Tensor) -> None:
+    """Mean and root mean square of the filtered green, against OpenCV's, in a block away from the border."""
+    made = traces(levels)
+    assert made.shape == (2, TRACES, 4, 6)
+    green = levels[0, 1].numpy()
+    for i, kernel in enumerate(RESIDUALS):
+        block = cv2.filter2D(green, -1, np.array(kernel, np.float32) / np.abs(kernel).max())[8:16, 16:24]
+        assert made[0, 192 + i, 1, 2] == pytest.approx(np.log1p(np.abs(block).mean()), rel=1e-4)
+        assert made[0, 204 + i, 1, 2] == pytest.approx(np.log1p(np.sqrt((block**2).mean())), rel=1e-4)
+
+
+def test_a_flat_picture_leaves_its_mean_only() -> None:
+    made = traces(torch.full((1, 3, 32, 32), 100.0))[0, :, 1, 1]
+    assert made[0] == pytest.approx(np.log1p(800), rel=1e-4)
+    assert made[1:].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_pixels_keep_their_grey_level(dtype: torch.dtype, levels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 240 of 255 exactly, above within one: the traces of a picture survive a model in half precision."""
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr("model.vision.traces", lambda x: seen.append(x) or traces(x))
+    stem = TraceStem(**STEM, out=16, mean=MEAN, std=STD).to(dtype)
+    pixels = (levels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    assert stem(pixels.to(dtype)).dtype == dtype
+    wrong = (seen[0] - levels).abs()
+    assert wrong[levels <= 230].max() == 0
+    assert wrong.max() <= 1
+
+
+def test_a_stem_starts_as_a_line_through_its_blocks(levels: torch.Tensor) -> None:
+    stem = TraceStem(**STEM, out=16, mean=MEAN, std=STD)
+    assert stem(levels).shape == (2, 16, 2, 3)
+    x = torch.randn(1, 8, 4, 4)
+    assert_close(stem.blocks[0].conv2.weight.abs().max(), torch.tensor(0.0))
+    assert_close(stem.blocks[0](x), x + stem.blocks[0].conv2.bias.view(8, 1, 1))
 
 
 def test_a_tower_with_a_stem_is_saved_and_loaded(tmp_path: Path) -> None:
-    tower = VisionTower(CLIPVisionConfig(**SMALL, stem=[4, 8, 8, 8])).eval()
+    tower = VisionTower(CLIPVisionConfig(**SMALL, stem=STEM)).eval()
     tower.save_pretrained(tmp_path)
     again = VisionTower.from_pretrained(tmp_path)
     pixels = torch.randn(1, 3, 64, 64)
-    assert again.config.stem == [4, 8, 8, 8]
+    assert again.config.stem == STEM
     assert_close(again(pixels).last_hidden_state, tower(pixels).last_hidden_state, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_memory_layout_does_not_matter(channels_last: bool) -> None:
-    stem, pixels = ConvStem([4, 8], 16), torch.randn(2, 3, 32, 32)
-    laid = pixels.to(memory_format=torch.channels_last) if channels_last else pixels
-    assert_close(stem(laid), torch.nn.Sequential.forward(stem, pixels), rtol=1e-5, atol=1e-5)
-
-
 def test_sam_with_a_stem() -> None:
-    sam = build_sam(embed_dim=32, depth=1, num_heads=2, global_attn_indexes=[0], image_size=64, stem=[4, 8, 8, 8]).eval()
+    sam = build_sam(embed_dim=32, depth=1, num_heads=2, global_attn_indexes=[0], image_size=64, stem=STEM).eval()
     assert sam.encode(torch.randn(2, 3, 64, 64)).shape == (2, 256, 4, 4)
-    assert "image_encoder.patch_embed.proj.0.weight" in sam.state_dict()
+    assert "image_encoder.patch_embed.proj.inward.weight" in sam.state_dict()

@@ -13,16 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.types import Size
+from model.types import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, Size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
-SAM_MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
-SAM_STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+SAM_SHIFT, SAM_SCALE = (torch.tensor(values).view(3, 1, 1) for values in (SAM_MEAN, SAM_STD))
+CLIP_SHIFT, CLIP_SCALE = (np.array(values, dtype=np.float32) for values in (CLIP_MEAN, CLIP_STD))
 GREY_VALUES = (np.arange(256) / 255.0).astype(np.float32)
-CLIP_VALUES = (((np.arange(256) * (1 / 255)).astype(np.float32)[:, None] - CLIP_MEAN) / CLIP_STD)[None]  # of a grey level, [1, 256, 3]
+CLIP_VALUES = (((np.arange(256) * (1 / 255)).astype(np.float32)[:, None] - CLIP_SHIFT) / CLIP_SCALE)[None]  # of a grey level, [1, 256, 3]
 
 
 def read_rgb(path: Path | str) -> np.ndarray:
@@ -65,7 +63,7 @@ def sam_input(rgb: np.ndarray, side: int) -> tuple[Tensor, Size]:
     resized = resize_longest_side(rgb, side)
     h, w = resized.shape[:2]
     padded = torch.zeros(3, side, side)
-    padded[:, :h, :w].copy_(torch.tensor(resized).permute(2, 0, 1)).sub_(SAM_MEAN).div_(SAM_STD)  # in place: half the time
+    padded[:, :h, :w].copy_(torch.tensor(resized).permute(2, 0, 1)).sub_(SAM_SHIFT).div_(SAM_SCALE)  # in place: half the time
     return padded, (h, w)
 
 

@@ -19,7 +19,7 @@ from model.types import Batch, Label, SidaOutput
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset
 from utils.data.sampler import shard
-from utils.data.transforms import SAM_MEAN, SAM_STD
+from utils.data.transforms import SAM_SCALE, SAM_SHIFT
 from utils.distributed import gather_objects, is_main, rank, world_size
 from utils.eval.metrics import Scores
 from utils.infer.visualize import overlay, write_picture
@@ -90,7 +90,7 @@ def _draw(batch: Batch, out: SidaOutput, folder: Path, most: int) -> int:
     rows = [i for i, label in enumerate(batch.cls_labels.tolist()) if label == Label.TAMPERED][:most]
     for i in rows:
         h, w = batch.resized_hw[i]
-        pixels = batch.images_sam[i, :, :h, :w].float().cpu() * SAM_STD + SAM_MEAN
+        pixels = batch.images_sam[i, :, :h, :w].float().cpu() * SAM_SCALE + SAM_SHIFT
         rgb = pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
         truth, mask = batch.masks[i][0].cpu().numpy() > 0.5, (out.mask_logits[i][0] > 0).cpu().numpy()
         write_picture(folder / f"{Path(batch.ids[i]).stem}.jpg", np.hstack([rgb, overlay(rgb, truth, (0, 160, 0)), overlay(rgb, mask)]))

@@ -1,6 +1,6 @@
 """A base checkpoint from nothing: what LISA-7B-v1, CLIP and SAM are to the real model, a preset with random weights is to a small one.
 
-    python -m utils.train.scratch --out runs/tiny-base --dataset_dir examples/SID_handful
+    python -m utils.train.scratch --out runs/tiny-base --dataset_dir data/SID_Mini
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def build_base(folder: str | Path, sentences: Iterable[str], *, name: str = "tin
 
 
 def sentences(dataset_dir: str | Path) -> list[str]:
-    """Everything that is ever said: all prompts and answers of both stages, and the data set's descriptions."""
+    """What is said, about as often as it is: all prompts and answers of both stages, and the data set's descriptions."""
     asked = [prompt(conv_type, question(stage)) for conv_type in CONV_TYPES for stage in STAGES]
     said = [answer(label, stage) for label in Label for stage in STAGES]
     described = [record.description for record in read_split(dataset_dir, "train", descriptions=True) if record.description]
-    return asked + said + described
+    return (asked + said) * (1 + len(described) // len(asked)) + described
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,8 +13,6 @@ from model.types import Batch
 from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.train.pretrain import learning_rate, main, patch_classes, patch_share
 
-STEM = [4, 8, 8, 8]
-
 
 def batch(labels: list[int], masks: list[torch.Tensor]) -> Batch:
     n = len(labels)
