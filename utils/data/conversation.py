@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from model.config import CONV_TYPES, STAGES, SidaConfig
 from model.tokens import CLS_TOKEN, END_TOKEN, EOS, IGNORE_INDEX, IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, SEG_TOKEN, SidaTokenizer
 from model.types import Label
@@ -12,6 +14,7 @@ VERDICTS = {
     Label.FULL_SYNTHETIC: f"{CLS_TOKEN} The image is full synthetic",
     Label.TAMPERED: f"{CLS_TOKEN} The image is tampered {SEG_TOKEN}",
 }
+SAID = re.compile(rf"\s*(?:{re.escape(CLS_TOKEN)})?\s*The image is (real|full synthetic|tampered)\b", re.IGNORECASE)
 SYSTEM = {
     "llava_v1": "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions.",
@@ -32,6 +35,15 @@ def answer(label: Label, stage: str, description: str | None = None) -> str:
     if stage == "sida":
         return VERDICTS[label]
     return " ".join(part for part in (VERDICTS[label], description, END_TOKEN) if part)
+
+
+def read_answer(text: str) -> tuple[Label | None, str]:
+    """The class that an answer's first sentence names, None if it names none, and what it says besides: `answer` backwards."""
+    said = SAID.match(text)
+    rest = text[said.end() :] if said else text
+    for token in (CLS_TOKEN, SEG_TOKEN, END_TOKEN):
+        rest = rest.replace(token, " ")
+    return Label.parse(said[1]) if said else None, rest.strip().removeprefix(".").strip()
 
 
 def prompt(conv_type: str, question: str) -> str:

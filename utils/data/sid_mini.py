@@ -170,7 +170,7 @@ def make(task: Task) -> dict[str, object]:
         rgb = cut(photo, task, rng)
     if task.label is Label.TAMPERED:
         rgb = _tamper(rgb, task, record, rng)
-    record["description"] = describe(task.label, record)
+    record["description"] = str(describe(task.label, record))
     target = task.folder / str(record["file"])
     target.write_bytes(finish(rgb, rng).tobytes())
     return record

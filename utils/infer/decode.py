@@ -26,6 +26,7 @@ from model.types import Label, Size
 
 DECODES = ("generate", "forced", "reference")
 ROOM = 256  # tokens by which the KV cache grows
+REPEATS, LONGEST_LOOP = 4, 32  # an answer that ends in so many copies of so few tokens would never stop
 
 
 @dataclass
@@ -124,7 +125,7 @@ def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: st
     answers: list[list[int]] = [[] for _ in questions]
     written: list[Tensor] = []
     if decode != "forced":
-        answers, written = _greedy(model, questions, rows, prompt[:, -1])
+        answers, written = _greedy(model, questions, rows, prompt[:, -1], guarded=decode != "reference")
     if decode == "reference":
         return [_read_reference(model, q, prompt[i], answers[i], [states[i] for states in written]) for i, q in enumerate(questions)]
     cls_logits = model.model.cls_head[0](prompt[:, -1])
@@ -138,8 +139,16 @@ def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: st
     return [Reading(cls_logits[i], found.get(i), answer) for i, answer in enumerate(answers)]
 
 
-def _greedy(model: SIDAForCausalLM, questions: Sequence[Question], rows: _Rows, state: Tensor) -> tuple[list[list[int]], list[Tensor]]:
-    """Continue prefilled `rows`, whose last states are [B, H], until each has said a stop id or all it may.
+def loop_length(ids: Sequence[int]) -> int:
+    """How many of the last tokens are copies of those before them, in REPEATS equal pieces; 0 if they are not."""
+    for period in range(1, min(LONGEST_LOOP, len(ids) // REPEATS) + 1):
+        if ids[-period * REPEATS :] == ids[-period:] * REPEATS:
+            return period * (REPEATS - 1)
+    return 0
+
+
+def _greedy(model: SIDAForCausalLM, questions: Sequence[Question], rows: _Rows, state: Tensor, guarded: bool) -> tuple[list[list[int]], list[Tensor]]:
+    """Continue prefilled `rows`, whose last states are [B, H], until each has said a stop id or all it may; if `guarded`, or repeats itself.
 
     Returns the answers, and for each column of them the states [B, H] that predicted it.
     """
@@ -153,8 +162,9 @@ def _greedy(model: SIDAForCausalLM, questions: Sequence[Question], rows: _Rows, 
             if questions[i].on_token is not None:
                 questions[i].on_token(tokens[i])
         writing = [i for i in writing if tokens[i] not in questions[i].stop_ids and len(answers[i]) < questions[i].max_new_tokens]
+        writing = [i for i in writing if not (guarded and loop_length(answers[i]))]
         if not writing:
-            return answers, written
+            return [answer[: len(answer) - guarded * loop_length(answer)] for answer in answers], written
         state = rows.extend([[token] if i in writing else [] for i, token in enumerate(tokens)])[:, -1]
 
 

@@ -43,6 +43,7 @@ class Prediction:
     text: str
     mask: np.ndarray | None  # bool [H, W] at the original size when judged tampered and a mask was decoded
     seconds: float  # a batch's time is shared out evenly
+    ended: bool = True  # False for a text that was cut: too long, or repeating itself
 
     def save(self, folder: str | Path, name: str) -> dict[str, str | None]:
         """Write `NAME_mask_0.png` (0/255) and `NAME_masked_img_0.jpg`; returns their paths, None when there is no mask."""
@@ -124,9 +125,10 @@ class SidaPipeline:
         readings = read_batch(self.model, questions, decode)
         answered = [(reading, *self._verdict(reading), self._mask(reading)) for reading in readings]
         seconds = (time.perf_counter() - start) / len(images)
+        ended = [decode == "forced" or reading.answer_ids[-1] in asked.stop_ids for asked, reading in zip(questions, readings, strict=True)]
         return [
-            Prediction(rgb, label, probs, self._text(reading, label, decode), mask, seconds)
-            for rgb, (reading, label, probs, mask) in zip(rgbs, answered, strict=True)
+            Prediction(rgb, label, probs, self._text(reading, label, decode), mask, seconds, whole)
+            for rgb, (reading, label, probs, mask), whole in zip(rgbs, answered, ended, strict=True)
         ]
 
     def _question(self, rgb: np.ndarray, text: str | None, max_new_tokens: int, on_text: Callable[[str], None] | None) -> Question:

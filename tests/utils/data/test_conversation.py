@@ -7,7 +7,7 @@ import pytest
 from model.config import SidaConfig
 from model.tokens import CLS_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_ID, SEG_TOKEN, SidaTokenizer
 from model.types import Label
-from utils.data.conversation import answer, encode, prompt, question, with_answer
+from utils.data.conversation import answer, encode, prompt, question, read_answer, with_answer
 
 MakeConfig = Callable[..., SidaConfig]
 
@@ -117,3 +117,15 @@ def test_a_prompt_that_does_not_fit(tokenizer: SidaTokenizer, make_config: MakeC
 def test_answer_must_start_with_cls(tokenizer: SidaTokenizer, make_config: MakeConfig) -> None:
     with pytest.raises(ValueError, match=r"the answer is 'It is real': expected it to start with \[CLS\]"):
         encode(tokenizer, make_config(), "Why?", "It is real")
+
+
+@pytest.mark.parametrize("label", Label)
+def test_an_answer_is_read_back(label: Label) -> None:
+    assert read_answer(answer(label, "description", "Type: x. Areas: none.")) == (label, "Type: x. Areas: none.")
+    assert read_answer(answer(label, "sida")) == (label, "")
+
+
+def test_an_answer_without_a_verdict() -> None:
+    assert read_answer("It is odd. [END]") == (None, "It is odd.")
+    assert read_answer("the image is full synthetic. It glows") == (Label.FULL_SYNTHETIC, "It glows")
+    assert read_answer("The image is realistic") == (None, "The image is realistic")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from model.checkpoint import load_for_training
 from model.types import Label, SidaOutput
 from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.data.transforms import read_rgb
-from utils.infer.decode import Question, Reading, read, read_batch
+from utils.infer.decode import Question, Reading, loop_length, read, read_batch
 from utils.infer.pipeline import SidaPipeline
 
 PROMPTS = ("Is this [CLS] real?", "The tampered area is in the middle. Can you identify if this image is real? Please answer why.", None)
@@ -135,3 +136,20 @@ def test_detect_takes_one_or_many(pipe: SidaPipeline, pictures: list[Path]) -> N
         pipe.detect(pictures, batch_size=0)
     with pytest.raises(ValueError, match="on_text with a list of 6"):
         pipe(pictures, on_text=print)
+
+
+@pytest.mark.parametrize(
+    ("ids", "copies"),
+    [([], 0), ([7], 0), ([7, 7, 7, 7], 3), ([1, 7, 7, 7], 0), ([5, 1, 2, 1, 2, 1, 2, 1, 2], 6), ([1, 2, 1, 2, 1, 2, 1], 0), (list(range(33)) * 4, 0)],
+)
+def test_loops_are_noticed(ids: list[int], copies: int) -> None:
+    assert loop_length(ids) == copies
+
+
+def test_an_answer_that_repeats_itself_is_cut(pipe: SidaPipeline, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that always says token 9: without the guard, and in the original's decoding, the limit alone stops it."""
+    monkeypatch.setattr(pipe.model.lm_head, "forward", lambda states: torch.nn.functional.one_hot(torch.full(states.shape[:-1], 9), 12).float())
+    assert [pipe(pictures[0], decode=decode, max_new_tokens=20).ended for decode in ("generate", "reference", "forced")] == [False, False, True]
+    asked = pipe._question(np.zeros((32, 32, 3), np.uint8), None, 20, None)
+    assert read(pipe.model, asked).answer_ids == [9]
+    assert read(pipe.model, asked, "reference").answer_ids == [9] * 20
