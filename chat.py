@@ -15,6 +15,9 @@ DEFAULT_VERSION = str(Path(__file__).resolve().parent / "ck" / "SIDA-tiny")
 PROMPT = "Please answer begin with [CLS] for classification, if the image is  tampered, ouput mask the tampered region."
 
 
+DECODE_HELP = "explain: the class head's verdict opens the text; forced: no text; reference repeats the original's evaluate()"
+
+
 def build_parser(stage: str) -> argparse.ArgumentParser:
     """The original's flags and names; `stage` sets the description script's defaults."""
     onoff = argparse.BooleanOptionalAction
@@ -30,7 +33,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     add("--load_in_4bit", action=onoff, default=False, help="quantise the language model to 4 bits (nf4)")
     add("--conv_type", choices=["llava_v1", "llava_llama_2"], help="default: the checkpoint's")
     add("--device", help="cpu, cuda, cuda:1 ...; default: the GPU when there is one")
-    add("--decode", choices=["generate", "forced", "reference"], default="generate", help="reference repeats the original's evaluate()")
+    add("--decode", choices=["generate", "explain", "forced", "reference"], default="generate" if stage == "sida" else "explain", help=DECODE_HELP)
     add("--prompt", help="ask this once and leave (with --image)")
     add("--image", nargs="+", help="answer about these pictures and leave")
     add("--json", action=onoff, default=False, help="end with one JSON object per picture, the last line of stdout")
@@ -80,7 +83,7 @@ class Live:
 
 def answer(pipe: object, path: str, prompt: str | None, args: argparse.Namespace, stage: str) -> None:
     """Print the text (on a terminal while it is written), the class and the paths of what was saved."""
-    live = Live() if args.decode == "generate" and sys.stdout.isatty() else None
+    live = Live() if args.decode in ("generate", "explain") and sys.stdout.isatty() else None
     result = pipe(path, prompt, decode=args.decode, max_new_tokens=args.model_max_length, on_text=live)
     text = remove_repeated_tags(result.text) if stage == "description" else result.text
     if live is not None:

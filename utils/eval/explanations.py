@@ -147,7 +147,7 @@ def summary(values: dict[str, np.ndarray], sources: Sequence[str]) -> dict[str, 
     return {name: bootstrap(mean_of(column), sources, np.nonzero(~np.isnan(column))[0]) for name, column in values.items()}
 
 
-def run(pipe: SidaPipeline, root: Path, split: str, encoder: str | None = None) -> dict[str, object]:
+def run(pipe: SidaPipeline, root: Path, split: str, decode: str, encoder: str | None = None) -> dict[str, object]:
     """Ask about every described picture of `split`. ValueError when there is none."""
     records = [record for record in read_split(root, split, descriptions=True) if record.description]
     if not records:
@@ -155,7 +155,7 @@ def run(pipe: SidaPipeline, root: Path, split: str, encoder: str | None = None) 
     train = read_split(root, "train", descriptions=True)
     made = root / split / "manifest.jsonl"
     source = {row["file"]: row["source"] for row in map(json.loads, made.read_text().splitlines())} if made.is_file() else {}
-    answers = [said(prediction) for prediction in pipe([record.image for record in records], batch_size=16)]
+    answers = [said(prediction) for prediction in pipe([record.image for record in records], decode=decode, batch_size=16)]
     detected = sum(answer.judged is record.label is Label.TAMPERED for answer, record in zip(answers, records, strict=True))
     tables: dict[str, object] = {"pictures": len(records), "detected": detected}
     for name, some in (("model", answers), ("blind", blind(answers, train))):
@@ -179,10 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", type=Path, default=Path("ck/SIDA-tiny-description"))
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--decode", default="explain", choices=("explain", "generate"), help="generate: the model also words the verdict")
     parser.add_argument("--sentence_encoder", help="folder or hub name, e.g. sentence-transformers/all-MiniLM-L6-v2: also gives CSS")
     parser.add_argument("--out", type=Path, help="folder for explanations.md and explanations.json")
     args = parser.parse_args(argv)
-    tables = run(SidaPipeline.from_pretrained(args.version), args.dataset_dir, args.split, args.sentence_encoder)
+    tables = run(SidaPipeline.from_pretrained(args.version), args.dataset_dir, args.split, args.decode, args.sentence_encoder)
     sys.stdout.write(markdown(tables))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

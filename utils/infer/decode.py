@@ -1,7 +1,8 @@
-"""Three ways to read a verdict, a mask and a text from the network, for any number of images at once.
+"""Four ways to read a verdict, a mask and a text from the network, for any number of images at once.
 
 generate   the model writes its answer (greedy, KV cache); the class is read where it was trained, at the state that
            predicts the answer's first token; the mask at the [SEG] it wrote, or at a teacher-forced one if it wrote none.
+explain    the same, but the answer opens with the verdict sentence of that class: the head decides, the text says why.
 forced     no text: class as above, and for a tampered image the answer template up to [SEG] over the same cache.
 reference  the original's evaluate(): class at the *last* [CLS] of prompt and answer, masks for every [SEG] there, with
            the *first* [CLS] as the attention's query. For comparison with published numbers only.
@@ -24,7 +25,7 @@ from model.sida import SIDAForCausalLM
 from model.tokens import PAD_TOKEN_ID, positions_before
 from model.types import Label, Size
 
-DECODES = ("generate", "forced", "reference")
+DECODES = ("generate", "explain", "forced", "reference")
 ROOM = 256  # tokens by which the KV cache grows
 REPEATS, LONGEST_LOOP = 4, 32  # an answer that ends in so many copies of so few tokens would never stop
 
@@ -34,7 +35,7 @@ class Question:
     """One image and its prompt, as tensors on the model's device."""
 
     prompt_ids: Tensor  # int64 [1, T]
-    tampered_ids: list[int]  # the tampered answer up to, and without, its [SEG]
+    verdicts: tuple[list[int], ...]  # token ids of each class's verdict sentence; the tampered one ends in [SEG]
     images_clip: Tensor  # [1, 3, 224, 224]
     images_sam: Tensor  # [1, 3, S, S]
     resized_hw: Size
@@ -42,6 +43,11 @@ class Question:
     max_new_tokens: int = 512
     stop_ids: tuple[int, ...] = ()
     on_token: Callable[[int], None] | None = None
+
+    @property
+    def tampered_ids(self) -> list[int]:
+        """The tampered verdict up to, and without, its [SEG]."""
+        return self.verdicts[Label.TAMPERED][:-1]
 
 
 @dataclass
@@ -122,13 +128,15 @@ def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: st
         raise ValueError(f"decode is {decode!r}: expected one of {DECODES}")
     rows = _Rows(model, len(questions), questions[0].prompt_ids.device)
     prompt = rows.extend([q.prompt_ids[0].tolist() for q in questions], torch.cat([q.images_clip for q in questions]))
+    cls_logits = model.model.cls_head[0](prompt[:, -1])
     answers: list[list[int]] = [[] for _ in questions]
     written: list[Tensor] = []
     if decode != "forced":
-        answers, written = _greedy(model, questions, rows, prompt[:, -1], guarded=decode != "reference")
+        judged = cls_logits.argmax(dim=-1).tolist()
+        openings = [q.verdicts[label] if decode == "explain" else [] for q, label in zip(questions, judged, strict=True)]
+        answers, written = _greedy(model, questions, rows, prompt[:, -1], openings, guarded=decode != "reference")
     if decode == "reference":
         return [_read_reference(model, q, prompt[i], answers[i], [states[i] for states in written]) for i, q in enumerate(questions)]
-    cls_logits = model.model.cls_head[0](prompt[:, -1])
     tampered = (cls_logits.argmax(dim=-1) == Label.TAMPERED).nonzero().flatten().tolist()
     segs = {i: written[answers[i].index(model.seg_id)][i] for i in tampered if model.seg_id in answers[i]}
     if silent := [i for i in tampered if i not in segs]:
@@ -147,8 +155,12 @@ def loop_length(ids: Sequence[int]) -> int:
     return 0
 
 
-def _greedy(model: SIDAForCausalLM, questions: Sequence[Question], rows: _Rows, state: Tensor, guarded: bool) -> tuple[list[list[int]], list[Tensor]]:
-    """Continue prefilled `rows`, whose last states are [B, H], until each has said a stop id or all it may; if `guarded`, or repeats itself.
+def _greedy(
+    model: SIDAForCausalLM, questions: Sequence[Question], rows: _Rows, state: Tensor, openings: Sequence[list[int]], guarded: bool
+) -> tuple[list[list[int]], list[Tensor]]:
+    """Continue prefilled `rows`, whose last states are [B, H], each with its opening and then with what the model says.
+
+    A row ends with a stop id, when it has said all it may, or, if `guarded`, when it repeats itself.
 
     Returns the answers, and for each column of them the states [B, H] that predicted it.
     """
@@ -156,7 +168,8 @@ def _greedy(model: SIDAForCausalLM, questions: Sequence[Question], rows: _Rows, 
     writing, written = list(range(len(questions))), []
     while True:
         written.append(state)
-        tokens = model.lm_head(state).argmax(dim=-1).tolist()
+        said = model.lm_head(state).argmax(dim=-1).tolist()
+        tokens = [opening[len(answer)] if len(answer) < len(opening) else token for token, answer, opening in zip(said, answers, openings, strict=True)]
         for i in writing:
             answers[i].append(tokens[i])
             if questions[i].on_token is not None:

@@ -14,7 +14,7 @@ import torch
 from model.checkpoint import load_pretrained
 from model.quantize import quantize
 from model.sida import SIDAForCausalLM
-from model.tokens import END_TOKEN, SEG_TOKEN, SidaTokenizer
+from model.tokens import END_TOKEN, SidaTokenizer
 from model.types import Label
 from utils.data.conversation import answer as verdict_text
 from utils.data.conversation import question as trained_question
@@ -134,12 +134,11 @@ class SidaPipeline:
     def _question(self, rgb: np.ndarray, text: str | None, max_new_tokens: int, on_text: Callable[[str], None] | None) -> Question:
         image_clip, image_sam, resized = self.processor.images(rgb)
         prompt_ids = self.processor.prompt_ids(text or trained_question(self.model.config.stage))
-        answer = self.tokenizer.encode(verdict_text(Label.TAMPERED, "sida"), bos=False)
         room = self.model.config.max_position_embeddings - len(prompt_ids)
         stop = (self.tokenizer.eos_id, *([self.tokenizer.id_of(END_TOKEN)] if END_TOKEN in self.tokenizer.added else []))
         return Question(
             prompt_ids=torch.tensor([prompt_ids], device=self.device),
-            tampered_ids=answer[: answer.index(self.tokenizer.id_of(SEG_TOKEN))],
+            verdicts=tuple(self.tokenizer.encode(verdict_text(label, "sida"), bos=False) for label in Label),
             images_clip=image_clip[None].to(self.device, self.dtype),
             images_sam=image_sam[None].to(self.device, self.dtype),
             resized_hw=resized,

@@ -153,3 +153,15 @@ def test_an_answer_that_repeats_itself_is_cut(pipe: SidaPipeline, pictures: list
     asked = pipe._question(np.zeros((32, 32, 3), np.uint8), None, 20, None)
     assert read(pipe.model, asked).answer_ids == [9]
     assert read(pipe.model, asked, "reference").answer_ids == [9] * 20
+
+
+def test_an_explanation_opens_with_the_heads_verdict(pipe: SidaPipeline, pictures: list[Path]) -> None:
+    """Whatever the model would say; classes and masks are those of the forced pass."""
+    asked = questions(pipe, pictures, tokens=14)
+    readings, forced = read_batch(pipe.model, asked, "explain"), read_batch(pipe.model, asked, "forced")
+    assert len({int(reading.cls_logits.argmax()) for reading in readings}) > 1
+    for question, reading, other in zip(asked, readings, forced, strict=True):
+        verdict = question.verdicts[int(reading.cls_logits.argmax())]
+        assert reading.answer_ids[: len(verdict)] == verdict
+        assert len(reading.answer_ids) > len(verdict)
+        assert_same(reading, replace(other, answer_ids=reading.answer_ids))
