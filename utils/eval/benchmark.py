@@ -10,6 +10,7 @@ Dimensions: N pictures, S their side, pixels.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import f1_score, roc_auc_score
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -72,7 +74,8 @@ def ask(model: SIDAForCausalLM, tokenizer: SidaTokenizer, records: Sequence[Reco
         inputs = batch.model_inputs() | {"input_ids": rows, "attention_mask": torch.ones_like(rows, dtype=torch.bool), "cls_labels": None, "masks": None}
         out = model(**inputs)
         probs.append(out.cls_logits.float().softmax(dim=-1))
-        masks += [logits[0].half() for logits in out.mask_logits]
+        for logits, size in zip(out.mask_logits, batch.original_hw, strict=True):
+            masks.append(F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0, 0].half())
     return Answers(torch.cat(probs).numpy(), torch.stack(masks).numpy())
 
 
@@ -165,6 +168,29 @@ def breakdown(figures: Figures, column: str) -> dict[str, dict[str, Estimate | i
     return table
 
 
+def against_real(scores: np.ndarray, truth: Truth) -> dict[str, Estimate]:
+    """AUROC of scores [N], higher for fake, between real pictures and each sort of fake."""
+    gan = np.array([str(row.get("generator", "")).startswith("esrgan") for row in truth.made])
+    real, synthetic, tampered = (truth.labels == label for label in Label)
+    sorts = {"any fake": ~real, "GAN re-synthesis": synthetic & gan, "text-to-image": synthetic & ~gan, "tampered": tampered}
+
+    def auroc(rows: np.ndarray) -> float:
+        fake = ~real[rows]
+        return float(roc_auc_score(fake, scores[rows])) if 0 < fake.sum() < len(fake) else float("nan")
+
+    return {name: bootstrap(auroc, truth.sources, np.nonzero(real | fake)[0]) for name, fake in sorts.items()}
+
+
+def read_scores(path: Path, records: Sequence[Record]) -> np.ndarray:
+    """[N] scores of another detector from a CSV of `file,score`. ValueError when a picture has none."""
+    with path.open(newline="") as table:
+        scores = {row["file"]: float(row["score"]) for row in csv.DictReader(table)}
+    missing = [record.id for record in records if record.id not in scores]
+    if missing:
+        raise ValueError(f"{path} has no score of {len(missing)} pictures, e.g. {missing[0]}: expected lines of file,score for the whole split")
+    return np.array([scores[record.id] for record in records])
+
+
 def shortcuts(train: Sequence[Record], test: Sequence[Record], made: tuple[dict[str, str], dict[str, str]]) -> dict[str, float]:
     """What the audit finds; `made` maps record ids to generators, for train and test."""
 
@@ -185,9 +211,10 @@ def generators(root: Path, split: str) -> dict[str, str]:
     return {row["file"]: row.get("generator", "") for row in map(json.loads, (root / split / "manifest.jsonl").read_text().splitlines())}
 
 
-def run(version: Path, root: Path, split: str, fitted_on: int) -> dict[str, object]:
-    """All tables; baselines are fitted on the first `fitted_on` train pictures of each class."""
+def run(version: Path, root: Path, split: str, fitted_on: int, others: dict[str, Path]) -> dict[str, object]:
+    """All tables; baselines are fitted on the first `fitted_on` train pictures of each class, `others` are files of other detectors' scores."""
     records = read_split(root, split)
+    scores = {name: read_scores(path, records) for name, path in others.items()}
     truth = read_truth(root, split, records)
     by_class = [[record for record in read_split(root, "train") if record.label is label][:fitted_on] for label in Label]
     train = [record for group in by_class for record in group]
@@ -198,11 +225,13 @@ def run(version: Path, root: Path, split: str, fitted_on: int) -> dict[str, obje
     everything = np.full((len(records), 3), 1e-6)
     everything[:, Label.TAMPERED] = 1
     ones = Figures(Answers(everything, np.ones(truth.masks.shape, np.float16)), truth)
+    scores = {"SIDA-tiny": 1 - figures.probs[:, Label.REAL], "statistics net": 1 - statistics.probs[:, Label.REAL]} | scores
     return {
         "pictures": {label.title: int((truth.labels == label).sum()) for label in Label},
         "SIDA-tiny": headline(figures),
         f"statistics net ({sum(p.numel() for p in net.parameters())} weights)": headline(statistics),
         "everything tampered everywhere": headline(ones),
+        "against real": {name: against_real(values, truth) for name, values in scores.items()},
         "kind": breakdown(figures, "kind"),
         "generator": breakdown(figures, "generator"),
         "shortcuts": shortcuts(train, records, (generators(root, "train"), generators(root, split))),
@@ -215,10 +244,10 @@ def markdown(tables: dict[str, object]) -> str:
     first = next(iter(models.values()))
     lines = ["| figure | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
     lines += [f"| {name} | " + " | ".join(str(table[name]) for table in models.values()) + " |" for name in first]
-    for column in ("kind", "generator"):
+    for column in ("against real", "kind", "generator"):
         rows = tables[column]
         titles = list(next(iter(rows.values())))
-        lines += ["", f"| {column} | " + " | ".join(titles) + " |", "|---|" + "---|" * len(titles)]
+        lines += ["", f"| {'AUROC against real' if column == 'against real' else column} | " + " | ".join(titles) + " |", "|---|" + "---|" * len(titles)]
         lines += [f"| {name} | " + " | ".join(str(row[title]) for title in titles) + " |" for name, row in rows.items()]
     lines += ["", "| without looking | |", "|---|---|"] + [f"| {name} | {value:.3f} |" for name, value in tables["shortcuts"].items()]
     return "\n".join(lines) + "\n"
@@ -231,9 +260,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--fitted_on", type=int, default=2000, help="train pictures of each class for the baselines")
+    parser.add_argument("--scores", nargs="*", default=[], metavar="NAME=CSV", help="other detectors' scores, lines of file,score, higher for fake")
     parser.add_argument("--out", type=Path, help="folder for tables.md and tables.json")
     args = parser.parse_args(argv)
-    tables = run(args.version, args.dataset_dir, args.split, args.fitted_on)
+    others = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.scores)}
+    tables = run(args.version, args.dataset_dir, args.split, args.fitted_on, others)
     sys.stdout.write(markdown(tables))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
