@@ -97,7 +97,7 @@ class TrainConfig:
     no_eval: bool = _flag(False, "never validate")
     eval_only: bool = _flag(False, "validate --version (or --resume) and stop")
     val_batch_size: int = _flag(1, "samples per process in validation")
-    early_stop: int = _flag(0, "stop after so many validations without a gain (accuracy; description: ce), 0 = never")
+    early_stop: int = _flag(0, "stop after so many validations without a gain (accuracy; description: language loss), 0 = never")
     zero_stage: Literal[0, 1, 2, 3] = _flag(2, "DeepSpeed ZeRO; zero_to_fp32.py needs 2 or 3")
     offload_optimizer: bool = _flag(False, "keep optimizer states in CPU memory")
     deepspeed_config: str = _flag("", "JSON file that replaces the built-in DeepSpeed configuration")

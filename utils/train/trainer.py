@@ -157,10 +157,10 @@ class Trainer:
         if self.log:
             self.log.validation(state.global_step, state.epoch, figures, format_report(figures), pictures)
         better = gains(state, figures)
-        gained = better["best_ce"] if cfg.stage == "description" else better["best_accuracy"]
-        state.stale_validations = 0 if gained else state.stale_validations + 1
+        main = deciding(cfg.stage, figures)
+        state.stale_validations = 0 if better[main] else state.stale_validations + 1
         state.validated_step = state.global_step
-        for column, folder in (("best_accuracy", BEST), ("best_iou", BEST_IOU)):
+        for column, folder in ((main, BEST), ("best_iou", BEST_IOU)):
             if better[column]:
                 checkpoints.save(self.engine, cfg.run_dir / folder, state)
         if self._saved_step == state.global_step:
@@ -208,6 +208,11 @@ def find_resume(cfg: TrainConfig) -> Path | None:
     folder = Path(cfg.resume) if cfg.resume else own
     checkpoints.find_tag(folder)
     return folder
+
+
+def deciding(stage: str, figures: dict[str, Any]) -> str:
+    """Which best figure ckpt_model and early stopping go by: explanations by their language loss, unless nothing was described (loss 0)."""
+    return "best_ce" if stage == "description" and figures["ce"] else "best_accuracy"
 
 
 def gains(state: TrainState, figures: dict[str, Any]) -> dict[str, bool]:

@@ -11,7 +11,7 @@ from utils.data.sampler import BatchStream
 from utils.train.build import loss_weights
 from utils.train.checkpoints import TrainState
 from utils.train.config import TrainConfig
-from utils.train.trainer import find_resume, gains, whole_pass
+from utils.train.trainer import deciding, find_resume, gains, whole_pass
 
 
 def figures(accuracy: float, iou: float, ce: float) -> dict:
@@ -24,6 +24,12 @@ def test_gains_compare_before_they_update() -> None:
     assert gains(state, figures(0.5, 0.0, 4.0)) == {"best_accuracy": True, "best_iou": False, "best_ce": False}
     assert gains(state, figures(0.5, 0.2, 2.0)) == {"best_accuracy": False, "best_iou": True, "best_ce": True}
     assert (state.best_accuracy, state.best_iou, state.best_ce) == (0.5, 0.2, 2.0)
+
+
+def test_explanations_are_judged_by_their_language_loss() -> None:
+    assert deciding("sida", figures(0.5, 0.2, 2.0)) == "best_accuracy"
+    assert deciding("description", figures(0.5, 0.2, 2.0)) == "best_ce"
+    assert deciding("description", figures(0.5, 0.2, 0.0)) == "best_accuracy"
 
 
 def test_one_pass_over_the_data() -> None:
