@@ -85,8 +85,8 @@ class Sam(nn.Module):
         self.mask_decoder = mask_decoder
 
     def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised pixels -> [B, E, S/16, S/16]."""
-        return self.image_encoder(images)
+        """[B, 3, S, S] normalised pixels -> [B, E, S/16, S/16]; what is such an embedding already stays."""
+        return images if images.shape[1] == self.mask_decoder.transformer_dim else self.image_encoder(images)
 
     def decode(self, embeddings: Tensor, prompts: Tensor) -> Tensor:
         """Prompts [n, E] (n > 0), each with its image's embedding [n, E, S/16, S/16] -> low-resolution logits [n, L, L].

@@ -53,12 +53,15 @@ class SIDAForCausalLM(LlamaForCausalLM):
         self.lockstep = False  # several ranks train together: each must call the same modules
 
     def encode_images(self, images_clip: Tensor) -> Tensor:
-        """[B, 3, 224, 224] CLIP-normalised pixels -> [B, P, H] projected patches of the selected layer, the class token first if selected."""
+        """[B, 3, 224, 224] CLIP-normalised pixels, or what `see` made of them -> [B, P, H] projected patches."""
+        features = images_clip if images_clip.ndim == 3 else self.see(images_clip)
+        return self.model.mm_projector(features.to(self.model.mm_projector.weight.dtype))
+
+    def see(self, images_clip: Tensor) -> Tensor:
+        """[B, 3, 224, 224] CLIP-normalised pixels -> [B, P, D]: the tower's patches of the selected layer, the class token first if selected."""
         states = self.model.vision_tower(images_clip, output_hidden_states=True).hidden_states
         features = states[self.config.mm_vision_select_layer]
-        if self.config.mm_vision_select_feature == "patch":
-            features = features[:, 1:]
-        return self.model.mm_projector(features.to(self.model.mm_projector.weight.dtype))
+        return features[:, 1:] if self.config.mm_vision_select_feature == "patch" else features
 
     def embed(self, input_ids: Tensor, images_clip: Tensor | None = None) -> Tensor:
         """[B, T] ids -> [B, T, H]; the placeholders become the images' patches, in order."""

@@ -49,8 +49,8 @@ class Batch:
     input_ids: Tensor  # int64 [B, T]; IMAGE_TOKEN_ID at each image patch, PAD_TOKEN_ID at the right end
     attention_mask: Tensor  # bool [B, T]
     labels: Tensor  # int64 [B, T]; IGNORE_INDEX where the language loss is silent
-    images_clip: Tensor  # float [B, 3, 224, 224], CLIP-normalised
-    images_sam: Tensor  # float [B, 3, S, S], SAM-normalised, zero-padded right and bottom
+    images_clip: Tensor  # float [B, 3, 224, 224], CLIP-normalised; or the tower's features [B, P, D]
+    images_sam: Tensor  # float [B, 3, S, S], SAM-normalised, zero-padded right and bottom; or SAM's embeddings [B, E, S/16, S/16]
     cls_labels: Tensor  # int64 [B], values of Label
     masks: list[Tensor]  # B x float [n, h, w] in 0..1 at the resized size; n = 0 where nothing is tampered
     resized_hw: list[Size]  # size inside the padded SAM input

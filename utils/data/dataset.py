@@ -15,9 +15,10 @@ from model.tokens import SidaTokenizer
 from model.types import Label, Size
 from utils.data import conversation
 from utils.data.augment import Augmentation
+from utils.data.features import FeatureCache, Features, content_key
 from utils.data.records import Record, Sample, Unreadable
 from utils.data.sampler import Draw
-from utils.data.transforms import clip_input, mask_target, read_gray, read_rgb, sam_input
+from utils.data.transforms import clip_input, mask_target, read_gray, read_rgb, resized_size, sam_input
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +31,17 @@ def decode(record: Record) -> tuple[np.ndarray, np.ndarray | None]:
     rgb = read_rgb(record.image)
     if record.label is not Label.TAMPERED:
         return rgb, None
+    return rgb, read_mask(record, rgb.shape[:2])
+
+
+def read_mask(record: Record, size: Size) -> np.ndarray:
+    """The mask of a tampered record whose image is `size`, uint8 [H, W]; errors as `decode`."""
     if record.mask is None:
         raise ValueError(f"{record.image} is labelled tampered but has no mask: give one, or leave the record out")
     gray = read_gray(record.mask)
-    if gray.shape != rgb.shape[:2]:
-        raise ValueError(f"mask {record.mask} is {gray.shape}, its image {rgb.shape[:2]} (height, width): resize the mask to the image or remove both")
-    return rgb, gray
+    if gray.shape != size:
+        raise ValueError(f"mask {record.mask} is {gray.shape}, its image {size} (height, width): resize the mask to the image or remove both")
+    return gray
 
 
 class SidaProcessor:
@@ -64,7 +70,18 @@ class SidaProcessor:
 
     def assemble(self, record: Record, rgb: np.ndarray, gray: np.ndarray | None) -> Sample:
         """`sample` for a record that `decode` has read."""
-        image_clip, image_sam, resized_hw = self.images(rgb)
+        image_clip, image_sam, _ = self.images(rgb)
+        return self._sample(record, image_clip, image_sam, gray, rgb.shape[:2])
+
+    def recall(self, record: Record, features: Features) -> Sample:
+        """`sample` with what the frozen encoders saw in place of the pixels: [P, D] and [E, g, g], float16; errors as `decode`."""
+        gray = read_mask(record, features.original_hw) if record.label is Label.TAMPERED else None
+        grid = self.config.image_size // 16
+        sam = torch.zeros(1, dtype=torch.float16).expand(self.config.out_dim, grid, grid) if features.sam is None else features.sam
+        return self._sample(record, features.clip, sam, gray, features.original_hw)
+
+    def _sample(self, record: Record, image_clip: Tensor, image_sam: Tensor, gray: np.ndarray | None, original_hw: Size) -> Sample:
+        resized_hw = resized_size(original_hw, self.config.image_size)
         mask = torch.zeros(1, *resized_hw) if gray is None else mask_target(gray, self.config.image_size)
         ids, labels = self._conversation(record)
         return Sample(
@@ -76,7 +93,7 @@ class SidaProcessor:
             mask=mask,
             label=record.label,
             resized_hw=resized_hw,
-            original_hw=rgb.shape[:2],
+            original_hw=original_hw,
         )
 
     def _conversation(self, record: Record) -> tuple[list[int], list[int]]:
@@ -90,16 +107,25 @@ class SidaDataset(Dataset[Sample | Unreadable]):
     """Samples of `records`.
 
     A record whose files cannot be used is logged and, with `replace_unreadable`, replaced by the next usable one of its class
-    (ValueError when there is none); otherwise an Unreadable comes in its place. `augment` changes the pictures.
+    (ValueError when there is none); otherwise an Unreadable comes in its place. `augment` changes the pictures. With `features`, pictures
+    are not opened: what is kept there comes in place of their pixels.
     """
 
-    def __init__(self, records: Sequence[Record], processor: SidaProcessor, replace_unreadable: bool = True, augment: Augmentation | None = None) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        processor: SidaProcessor,
+        replace_unreadable: bool = True,
+        augment: Augmentation | None = None,
+        features: FeatureCache | None = None,
+    ) -> None:
         if not records:
             raise ValueError("no records: expected at least one")
         self.records = records
         self.processor = processor
         self.replace_unreadable = replace_unreadable
         self.augment = augment
+        self.features = features
         self._by_class: dict[Label, list[int]] = {label: [] for label in Label}
         self._rank: list[int] = []  # place of a record within its class
         for i, record in enumerate(records):
@@ -133,8 +159,10 @@ class SidaDataset(Dataset[Sample | Unreadable]):
     def _get(self, i: int, draw: Draw) -> Sample | Unreadable:
         record = self.records[i]
         try:
+            if self.features is not None:
+                return self.processor.recall(record, self.features[content_key(record.image)])
             rgb, gray = decode(record)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError) as error:
             log.warning("unreadable %s: %s", record.image, error)
             return Unreadable(str(record.image), str(error))
         if self.augment:

@@ -31,8 +31,8 @@ class Sample:
     id: str
     input_ids: Tensor  # int64 [T]
     labels: Tensor  # int64 [T]
-    image_clip: Tensor  # float32 [3, 224, 224], CLIP-normalised
-    image_sam: Tensor  # float32 [3, S, S], SAM-normalised, zero-padded right and bottom
+    image_clip: Tensor  # float32 [3, 224, 224], CLIP-normalised; or float16 [P, D], the tower's features
+    image_sam: Tensor  # float32 [3, S, S], SAM-normalised, zero-padded right and bottom; or float16 [E, S/16, S/16], SAM's embedding
     mask: Tensor  # float32 [1, h, w] in 0..1, soft edges; zeros unless tampered
     label: Label
     resized_hw: Size  # (h, w)

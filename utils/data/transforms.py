@@ -48,12 +48,17 @@ def _read(path: Path | str, mode: int) -> np.ndarray:
     return pixels
 
 
+def resized_size(size: Size, side: int) -> Size:
+    """`size` scaled to a longest side of `side`, rounded as SAM does."""
+    scale = side / max(size)
+    h, w = (max(1, int(x * scale + 0.5)) for x in size)
+    return h, w
+
+
 def resize_longest_side(array: np.ndarray, side: int) -> np.ndarray:
     """uint8 [H, W] or [H, W, 3] -> the same with max(h, w) == side, bilinear."""
-    height, width = array.shape[:2]
-    scale = side / max(height, width)
-    h, w = (max(1, int(x * scale + 0.5)) for x in (height, width))
-    if (h, w) == (height, width):
+    h, w = resized_size(array.shape[:2], side)
+    if (h, w) == array.shape[:2]:
         return array
     return np.asarray(Image.fromarray(array).resize((w, h), Image.Resampling.BILINEAR))
 

@@ -67,7 +67,7 @@ def evaluate(
         rows = min(len(batch), max(pending, 0))
         pending -= rows
         scores.update(out.cls_logits[:rows], batch.cls_labels[:rows], out.mask_logits[:rows], batch.masks[:rows], out.losses.ce)
-        if pictures_dir is not None and is_main() and drawn < PICTURES:
+        if pictures_dir is not None and is_main() and drawn < PICTURES and batch.images_sam.shape[1] == 3:  # pixels, not features
             drawn += _draw(batch, out, pictures_dir, PICTURES - drawn)
     model.train(was_training)
     return _figures(scores, unreadable)

@@ -17,6 +17,7 @@ from model.tokens import SidaTokenizer
 from utils.data.augment import Augmentation
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset, SidaProcessor
+from utils.data.features import FeatureCache
 from utils.data.records import Record
 from utils.data.sampler import BatchStream
 from utils.data.sid_set import read_split
@@ -100,9 +101,9 @@ def make_processor(cfg: TrainConfig, model: SIDAForCausalLM, tokenizer: SidaToke
     return SidaProcessor(tokenizer, model.config, train_text=cfg.train_text)
 
 
-def train_dataset(cfg: TrainConfig, records: list[Record], processor: SidaProcessor) -> SidaDataset:
+def train_dataset(cfg: TrainConfig, records: list[Record], processor: SidaProcessor, features: FeatureCache | None = None) -> SidaDataset:
     """What training draws from; its pictures are changed at random with --augment."""
-    return SidaDataset(records, processor, augment=Augmentation(cfg.seed) if cfg.augment else None)
+    return SidaDataset(records, processor, augment=Augmentation(cfg.seed) if cfg.augment else None, features=features)
 
 
 def make_loader(cfg: TrainConfig, dataset: SidaDataset, stream: BatchStream, device: torch.device) -> DataLoader:

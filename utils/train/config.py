@@ -73,6 +73,7 @@ class TrainConfig:
     grad_accumulation_steps: int = _flag(10, "micro batches per optimizer step")
     batch_mixing: Literal["homogeneous", "mixed"] = _flag("homogeneous", "one class per batch, or all")
     augment: bool = _flag(False, "flip, crop, resize, add noise to and JPEG-compress training pictures at random")
+    cache_features: str = _flag("", "folder to keep what frozen CLIP and SAM see of each picture; filled before the first step")
     lr: float | None = _flag(None, "peak learning rate; None: 1e-5, description 1e-4")
     warmup_steps: int = _flag(100, "optimizer steps of linear warm-up")
     beta1: float = _flag(0.9, "of AdamW")
@@ -169,6 +170,9 @@ def _refuse(cfg: TrainConfig) -> None:
     for name in FRACTIONS:
         if not 0 <= getattr(cfg, name) < 1:
             raise ValueError(f"--{name} is {getattr(cfg, name)}: expected 0 <= {name} < 1")
+    for flag in ("train_vision", "augment"):
+        if cfg.cache_features and getattr(cfg, flag):
+            raise ValueError(f"--cache_features with --{flag}: features are kept only of encoders and pictures that stay as they are. Leave one of them out.")
     if cfg.start_epoch >= cfg.epochs:
         raise ValueError(f"--start_epoch is {cfg.start_epoch} with --epochs {cfg.epochs}: nothing is left to train")
 

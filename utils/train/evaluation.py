@@ -16,6 +16,7 @@ from utils.eval.report import format_report
 from utils.train.build import finished_model, make_processor, read_records
 from utils.train.config import TrainConfig
 from utils.train.engine import DTYPES, join, pick_device
+from utils.train.features import open_cache
 from utils.train.signals import ignore_signals
 
 
@@ -36,7 +37,8 @@ def prepare_evaluation(cfg: TrainConfig) -> Callable[[], str]:
         join(device)
     records = read_records(cfg, "validation")
     model, tokenizer = finished_model(cfg, DTYPES[cfg.precision], device)
-    dataset = SidaDataset(records, make_processor(cfg, model, tokenizer), replace_unreadable=False)
+    processor = make_processor(cfg, model, tokenizer)
+    dataset = SidaDataset(records, processor, replace_unreadable=False, features=open_cache(cfg, model, processor, records, device))
 
     def run() -> str:
         figures = validate(cfg, model, dataset, cfg.pictures_dir / "eval")

@@ -20,6 +20,7 @@ from utils.train.checkpoints import TrainState
 from utils.train.config import TrainConfig
 from utils.train.engine import DTYPES, build_engine, join, pick_device
 from utils.train.evaluation import validate
+from utils.train.features import open_cache
 from utils.train.logging import RunLog
 from utils.train.signals import closing_workers, stop_signals
 
@@ -48,14 +49,15 @@ class Trainer:
         resume = find_resume(cfg)
         model, tokenizer = trainable_model(cfg, self.dtype)
         processor = make_processor(cfg, model, tokenizer)
-        self.validation = SidaDataset(validation, processor, replace_unreadable=False) if validation else None
+        features = open_cache(cfg, model, processor, [*records, *validation], self.device)
+        self.validation = SidaDataset(validation, processor, replace_unreadable=False, features=features) if validation else None
         if cfg.compile:
             compile_layers(model, self.device)
         self.engine = build_engine(model, cfg, self.device)
         seed_everything(cfg.seed + rank())  # from here on ranks differ, e.g. in dropout
         self._start(resume)
         stream.position = self.state.micro_batches
-        self.batches = iter(make_loader(cfg, train_dataset(cfg, records, processor), stream, self.device))
+        self.batches = iter(make_loader(cfg, train_dataset(cfg, records, processor, features), stream, self.device))
 
     def _start(self, resume: Path | None) -> None:
         cfg = self.cfg

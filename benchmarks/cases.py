@@ -1,0 +1,134 @@
+"""What is measured: this code's way and the baseline's, and how far their results differ."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from benchmarks import baseline
+from benchmarks.networks import judge
+from model.types import Batch, Label
+from utils.data.collate import collate
+from utils.data.dataset import SidaDataset
+from utils.data.records import Record
+from utils.infer.decode import Question, Reading, read_batch
+from utils.infer.pipeline import SidaPipeline
+
+ANSWER = 64  # tokens of the baseline's answer to which a verdict is compared
+
+
+@dataclass
+class Case:
+    """Both sides are called in turn; `differ` takes both results and gives the largest absolute difference."""
+
+    name: str
+    ours: Callable[[], object]
+    plain: Callable[[], object]
+    differ: Callable[[object, object], float]
+    bar: float | None = None  # least ratio plain / ours
+    prepare: Callable[[], None] = lambda: None
+
+
+def ask(pipe: SidaPipeline, record: Record, tokens: int) -> Question:
+    """One picture's question; its answer has `tokens` tokens, whatever they are."""
+    (read,) = [SidaDataset([record], pipe.processor)[0]]
+    asked = pipe._question(baseline.cv2.imread(str(record.image))[..., ::-1].copy(), None, tokens, None)
+    return replace(asked, stop_ids=(), original_hw=read.original_hw)
+
+
+def read_difference(ours: Reading, plain: Reading) -> float:
+    """Of class and mask logits; infinite when the tokens differ."""
+    if ours.answer_ids and ours.answer_ids != plain.answer_ids:
+        return float("inf")
+    parts = [(ours.cls_logits - plain.cls_logits).abs().max()]
+    if plain.mask_logits is not None:
+        parts.append((ours.mask_logits - plain.mask_logits).abs().max())
+    return max(map(float, parts))
+
+
+def reading_cases(pipe: SidaPipeline, record: Record, lengths: Sequence[int], bars: dict[str, float]) -> Iterator[Case]:
+    """Verdicts against an uncached answer, answers against uncached ones."""
+
+    def ours(asked: Question, decode: str) -> Reading:
+        with mock.patch("utils.infer.decode.loop_length", return_value=0):  # random weights repeat themselves, in the baseline too
+            return read_batch(pipe.model, [asked], decode)[0]
+
+    for label in (Label.TAMPERED, Label.REAL):
+        name, asked = f"verdict on a {label.title} picture", ask(pipe, record, ANSWER)
+        plain = functools.partial(baseline.answer, pipe.model, asked, ANSWER)
+        yield Case(name, functools.partial(ours, asked, "forced"), plain, read_difference, bars.get(name), functools.partial(judge, pipe, label))
+    for tokens in lengths:
+        name, asked = f"answer of {tokens} tokens", ask(pipe, record, tokens)
+        plain = functools.partial(baseline.answer, pipe.model, asked, tokens)
+        yield Case(name, functools.partial(ours, asked, "generate"), plain, read_difference, bars.get(name), functools.partial(judge, pipe, Label.REAL))
+
+
+def batch_of(pipe: SidaPipeline, records: Sequence[Record]) -> Batch:
+    """Their samples, collated."""
+    return collate([pipe.processor.sample(record) for record in records])[0]
+
+
+def training_cases(pipe: SidaPipeline, by_class: dict[Label, list[Record]], bars: dict[str, float]) -> Iterator[Case]:
+    """Forward and backward of a batch of two."""
+
+    def step(loss: Callable[[], Tensor]) -> Tensor:
+        pipe.model.zero_grad()
+        total = loss()
+        total.backward()
+        return total.detach()
+
+    def ours(batch: Batch) -> Tensor:
+        return step(lambda: pipe.model(**batch.model_inputs()).losses.total)
+
+    def plain(batch: Batch) -> Tensor:
+        with baseline.attention_written_out(pipe.model):
+            return step(lambda: baseline.forward(pipe.model, batch)[0])
+
+    pairs = {"real": by_class[Label.REAL][:2], "tampered": by_class[Label.TAMPERED][:2], "mixed": [by_class[Label.REAL][0], by_class[Label.TAMPERED][0]]}
+    for name, records in pairs.items():
+        title, batch = f"training step, 2 {name} pictures", batch_of(pipe, records)
+        yield Case(title, functools.partial(ours, batch), functools.partial(plain, batch), lambda a, b: float((a - b).abs()), bars.get(title))
+
+
+def validation_cases(pipe: SidaPipeline, records: Sequence[Record], sizes: Sequence[int], bars: dict[str, float]) -> Iterator[Case]:
+    """Verdicts and masks of 16 pictures, a third of each class: forced, in batches, against one by one with the true answer."""
+    samples = [pipe.processor.sample(record) for record in records[:16]]
+    asked = [ask(pipe, record, 1) for record in records[:16]]
+
+    def ours(size: int) -> list[Tensor]:
+        readings = [read_batch(pipe.model, asked[i : i + size], "forced") for i in range(0, len(asked), size)]
+        return [reading.cls_logits for batch in readings for reading in batch]
+
+    def differ(ours: list[Tensor], plain: list[Tensor]) -> float:
+        return float((torch.stack(ours) - torch.stack(plain)).abs().max())
+
+    for size in sizes:
+        name = f"validation of 16 pictures, batch {size}"
+        yield Case(name, functools.partial(ours, size), functools.partial(baseline.validate, pipe.model, samples), differ, bars.get(name))
+
+
+def loading_cases(pipe: SidaPipeline, records: Sequence[Record], bars: dict[str, float]) -> Iterator[Case]:
+    """One pass over `records` with two workers."""
+
+    class Plain(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(records)
+
+        def __getitem__(self, i: int) -> object:
+            return baseline.load(records[i], pipe.processor)
+
+    def walk(dataset: torch.utils.data.Dataset) -> list[Batch]:
+        return [batch for batch, _ in DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=collate)]
+
+    def differ(ours: list[Batch], plain: list[Batch]) -> float:
+        return max(float((a.images_sam - b.images_sam).abs().max()) for a, b in zip(ours, plain, strict=True))
+
+    name = "data loading, 2 workers"
+    dataset = SidaDataset(records, pipe.processor)
+    yield Case(name, lambda: walk(dataset), lambda: walk(Plain()), differ, bars.get(name))
