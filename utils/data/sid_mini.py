@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--photos", type=Path, nargs="+", default=[PACK / "real"], help="folders of photographs; default: the 138 in examples/photos")
-    parser.add_argument("--ai", type=Path, nargs="+", default=[PACK / "ai"], help="folders <generator>/<picture>; default: the 38 in examples/photos")
+    parser.add_argument("--ai", type=Path, nargs="+", default=[PACK / "ai"], help="folders <generator>/<picture>; default: the 68 in examples/photos")
     parser.add_argument("--size", type=int, default=384, help="side of the pictures, pixels")
     parser.add_argument("--per_class", type=int, default=600, help=f"train pictures of a class; validation and test get a quarter, at most {EVALUATED}")
     parser.add_argument("--seed", type=int, default=0)
