@@ -72,7 +72,8 @@ class TraceStem(nn.Module):
     """Normalised pixels [B, 3, S, S] -> [B, out, S/16, S/16]: `traces` through `depth` residual blocks, in place of a patch embedding.
 
     The filters are fixed. Learned ones need ten times the pictures: what was tampered with shows in magnitudes far below the content's,
-    which half precision and a few thousand steps do not find. `mean` and `std`, of grey levels, undo the normalisation.
+    which half precision and a few thousand steps do not find. The blocks see how a place differs from its picture, not which picture it is;
+    what the picture is like as a whole is added at the end, equally everywhere. `mean` and `std`, of grey levels, undo the normalisation.
     """
 
     def __init__(self, width: int, depth: int, out: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -81,6 +82,7 @@ class TraceStem(nn.Module):
         self.inward = nn.Conv2d(TRACES, width, 3, padding=1)
         self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
         self.outward = nn.Conv2d(width, out, 3, stride=2, padding=1)
+        self.overall = nn.Sequential(nn.Linear(2 * TRACES, width), nn.ReLU(), nn.Linear(width, out))
         self.reset_parameters()
 
     @property
@@ -92,14 +94,18 @@ class TraceStem(nn.Module):
         """As the class says. Rounding to whole grey levels takes back what half precision did to normalised ones."""
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
         with torch.autocast(pixels.device.type, enabled=False):
-            x = traces((pixels.float() * std + mean).round()) - 1
-        return self.outward(F.relu(self.blocks(self.inward(x.to(self.weight.dtype)))))
+            seen = traces((pixels.float() * std + mean).round())
+            spread, average = torch.std_mean(seen, dim=(2, 3), keepdim=True)
+            whole = torch.cat([average, spread], dim=1)[..., 0, 0].to(self.weight.dtype)
+            odd = (seen - average).to(self.weight.dtype)
+        return self.outward(F.relu(self.blocks(self.inward(odd)))) + self.overall(whole)[..., None, None]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """PyTorch's initial weights, residual blocks as identities."""
-        for conv in (self.inward, self.outward, *(conv for block in self.blocks for conv in (block.conv1, block.conv2))):
-            conv.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.reset_parameters()
         for block in self.blocks:
             block.conv2.weight.zero_()
 

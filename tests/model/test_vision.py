@@ -81,6 +81,19 @@ def test_a_stem_starts_as_a_line_through_its_blocks(levels: torch.Tensor) -> Non
     assert_close(stem.blocks[0](x), x + stem.blocks[0].conv2.bias.view(8, 1, 1))
 
 
+def test_blocks_see_differences_within_a_picture_only(levels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same everywhere: nothing is odd, so places are told apart by the picture as a whole alone, that is, not at all."""
+    stem = TraceStem(**STEM, out=16, mean=MEAN, std=STD)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(stem.inward, "forward", lambda x: seen.append(x) or torch.zeros(len(x), 8, *x.shape[2:]))
+    flat = torch.full((1, 3, 64, 64), 0.5)
+    flat_out = stem(flat)
+    assert seen[0][:, :, 1:-1, 1:-1].std(dim=(2, 3)).max() < 1e-3  # residual filters see the border of the picture
+    assert_close(flat_out[..., 1, 1], flat_out[..., 2, 2])
+    stem(levels)
+    assert_close(seen[1].mean(dim=(2, 3)), torch.zeros(2, TRACES), rtol=0, atol=1e-4)
+
+
 def test_a_tower_with_a_stem_is_saved_and_loaded(tmp_path: Path) -> None:
     tower = VisionTower(CLIPVisionConfig(**SMALL, stem=STEM)).eval()
     tower.save_pretrained(tmp_path)
