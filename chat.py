@@ -33,7 +33,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     add("--load_in_4bit", action=onoff, default=False, help="quantise the language model to 4 bits (nf4)")
     add("--conv_type", choices=["llava_v1", "llava_llama_2"], help="default: the checkpoint's")
     add("--device", help="cpu, cuda, cuda:1 ...; default: the GPU when there is one")
-    add("--decode", choices=["generate", "explain", "forced", "reference"], default="generate" if stage == "sida" else "explain", help=DECODE_HELP)
+    add("--decode", choices=["generate", "explain", "forced", "reference"], default="generate", help=DECODE_HELP)
     add("--prompt", help="ask this once and leave (with --image)")
     add("--image", nargs="+", help="answer about these pictures and leave")
     add("--json", action=onoff, default=False, help="end with one JSON object per picture, the last line of stdout")
