@@ -39,7 +39,7 @@ tiny: $(READY) $(MINI)
 	rm -rf runs/tiny runs/tiny-base
 	$(PY) -m utils.train.scratch --out runs/tiny-base --dataset_dir $(MINI)
 	$(PY) -m utils.train.pretrain --version runs/tiny-base --dataset_dir $(MINI) --steps 3000
-	$(PY) train_SIDA.py --version runs/tiny-base --dataset_dir $(MINI) --exp_name tiny --precision bf16 --train_vision --lora_r 0 --train_text \
+	$(PY) train_SIDA.py --version runs/tiny-base --dataset_dir $(MINI) --exp_name tiny --precision bf16 --train_vision --turn --lora_r 0 --train_text \
 	  --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \
 	  --epochs 3 --steps_per_epoch 500 --lr 0.0003 --workers 1
 	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny --save_path runs/SIDA-tiny --precision fp16

@@ -27,12 +27,13 @@ QUALITY = (60, 100)  # of JPEG
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Flip, crop, resize, noise and JPEG, each with its chance (0..1).
+    """Turn, flip, crop, resize, noise and JPEG, each with its chance (0..1).
 
     What is drawn depends on `seed` and the draw only: not on workers, ranks or what was drawn before, so a resumed run sees the same.
     """
 
     seed: int
+    turn: float = 0.0
     flip: float = 0.5
     crop: float = 1.0
     resize: float = 0.2
@@ -48,6 +49,8 @@ class Augmentation:
             return self._pixels(rgb), gray
 
     def _geometry(self, rgb: np.ndarray, gray: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        if self.turn and _happens(self.turn):
+            rgb, gray = _turned(rgb, gray)
         if _happens(self.flip):
             rgb, gray = rgb[:, ::-1], None if gray is None else gray[:, ::-1]
         if _happens(self.crop):
@@ -63,6 +66,18 @@ class Augmentation:
             pixels = _noise(pixels) if noisy else pixels
             rgb = (pixels * 255).round().clamp(0, 255).byte()[0].permute(1, 2, 0).contiguous().numpy()
         return _jpeg(rgb) if _happens(self.jpeg) else rgb
+
+
+def turning(seed: int) -> Augmentation:
+    """Turns and mirrors only: they leave JPEG's blocks whole, and with them the traces of tampering that anything else would blur."""
+    return Augmentation(seed, turn=1.0, flip=0.0, crop=0.0, resize=0.0, noise=0.0, jpeg=0.0)
+
+
+def _turned(rgb: np.ndarray, gray: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """By none to three quarters, mirrored or not, each of the eight ways as likely."""
+    quarters, mirrored = divmod(int(torch.randint(8, ())), 2)
+    rgb, gray = (None if a is None else np.rot90(a[:, ::-1] if mirrored else a, quarters) for a in (rgb, gray))
+    return rgb, gray
 
 
 def _happens(chance: float) -> bool:

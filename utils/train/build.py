@@ -14,7 +14,7 @@ from model.lora import add_lora, set_trainable
 from model.losses import LossWeights
 from model.sida import SIDAForCausalLM
 from model.tokens import SidaTokenizer
-from utils.data.augment import Augmentation
+from utils.data.augment import Augmentation, turning
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.features import FeatureCache
@@ -102,8 +102,15 @@ def make_processor(cfg: TrainConfig, model: SIDAForCausalLM, tokenizer: SidaToke
 
 
 def train_dataset(cfg: TrainConfig, records: list[Record], processor: SidaProcessor, features: FeatureCache | None = None) -> SidaDataset:
-    """What training draws from; its pictures are changed at random with --augment."""
-    return SidaDataset(records, processor, augment=Augmentation(cfg.seed) if cfg.augment else None, features=features)
+    """What training draws from."""
+    return SidaDataset(records, processor, augment=augmentation(cfg), features=features)
+
+
+def augmentation(cfg: TrainConfig) -> Augmentation | None:
+    """How --turn and --augment change training pictures."""
+    if cfg.augment:
+        return Augmentation(cfg.seed, turn=float(cfg.turn))
+    return turning(cfg.seed) if cfg.turn else None
 
 
 def make_loader(cfg: TrainConfig, dataset: SidaDataset, stream: BatchStream, device: torch.device) -> DataLoader:

@@ -72,6 +72,7 @@ class TrainConfig:
     batch_size: int = _flag(2, "samples per process and micro batch")
     grad_accumulation_steps: int = _flag(10, "micro batches per optimizer step")
     batch_mixing: Literal["homogeneous", "mixed"] = _flag("homogeneous", "one class per batch, or all")
+    turn: bool = _flag(False, "turn training pictures by quarters and mirror them at random, which leaves JPEG's blocks whole")
     augment: bool = _flag(False, "flip, crop, resize, add noise to and JPEG-compress training pictures at random")
     cache_features: str = _flag("", "folder to keep what frozen CLIP and SAM see of each picture; filled before the first step")
     lr: float | None = _flag(None, "peak learning rate; None: 1e-5, description 1e-4")
@@ -170,7 +171,7 @@ def _refuse(cfg: TrainConfig) -> None:
     for name in FRACTIONS:
         if not 0 <= getattr(cfg, name) < 1:
             raise ValueError(f"--{name} is {getattr(cfg, name)}: expected 0 <= {name} < 1")
-    for flag in ("train_vision", "augment"):
+    for flag in ("train_vision", "turn", "augment"):
         if cfg.cache_features and getattr(cfg, flag):
             raise ValueError(f"--cache_features with --{flag}: features are kept only of encoders and pictures that stay as they are. Leave one of them out.")
     if cfg.start_epoch >= cfg.epochs:

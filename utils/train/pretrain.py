@@ -14,7 +14,7 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from model.checkpoint import load_for_training, write_encoders
 from model.sida import SIDAForCausalLM
 from model.types import Batch, Label
+from utils.data.augment import turning
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.sampler import BatchStream
@@ -50,17 +51,16 @@ class Probes(nn.Module):
         self.tampered = nn.Conv2d(model.config.out_dim, 1, 1)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the tower's class token and patches, and binary cross-entropy of SAM's patches. A batch is turned at random."""
-        turn = random_turn()
-        seen = self.tower(turn(batch.images_clip), output_hidden_states=True)
+        """Cross-entropy of the tower's class token and patches, and binary cross-entropy of SAM's patches."""
+        seen = self.tower(batch.images_clip, output_hidden_states=True)
         logits = self.classes(seen.hidden_states[self.layer][:, 1:]).float()
         side = math.isqrt(logits.shape[1])
-        where = self.tampered(self.sam(turn(batch.images_sam))).float()[:, 0]
+        where = self.tampered(self.sam(batch.images_sam)).float()[:, 0]
         weights = torch.tensor([1.0, 1.0, TAMPERED_WEIGHT])
-        classes = patch_classes(turn(patch_share(batch, side)), batch.cls_labels)
+        classes = patch_classes(patch_share(batch, side), batch.cls_labels)
         patches = -(classes * logits.log_softmax(dim=-1) * weights).sum(dim=-1).mean()
         picture = F.cross_entropy(self.verdict(seen.pooler_output).float(), batch.cls_labels)
-        sam = F.binary_cross_entropy_with_logits(where, turn(patch_share(batch, where.shape[-1])), pos_weight=weights[2])
+        sam = F.binary_cross_entropy_with_logits(where, patch_share(batch, where.shape[-1]), pos_weight=weights[2])
         return picture + patches, sam
 
 
@@ -79,12 +79,6 @@ def patch_classes(share: Tensor, labels: Tensor) -> Tensor:
     share = share.flatten(1)
     synthetic = (labels == Label.FULL_SYNTHETIC)[:, None].float().expand_as(share)
     return torch.stack([1 - share - synthetic, synthetic, share], dim=-1)
-
-
-def random_turn() -> Callable[[Tensor], Tensor]:
-    """One of the eight ways to turn and mirror squares [..., S, S]: they leave JPEG's blocks in place, unlike any other augmentation."""
-    quarters, mirrored = int(torch.randint(4, ())), bool(torch.rand(()) < 0.5)
-    return lambda squares: torch.rot90(squares.flip(-1) if mirrored else squares, quarters, (-2, -1))
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
@@ -129,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(args.seed)
     model, tokenizer = load_for_training(args.version, "sida")
-    dataset = SidaDataset(read_split(args.dataset_dir, "train"), SidaProcessor(tokenizer, model.config))
+    dataset = SidaDataset(read_split(args.dataset_dir, "train"), SidaProcessor(tokenizer, model.config), augment=turning(args.seed))
     stream = BatchStream(dataset.labels, args.batch_size, seed=args.seed, mixing="mixed")
     loader = DataLoader(dataset, batch_sampler=stream, num_workers=args.workers, collate_fn=collate, worker_init_fn=ignore_signals)
     pretrain(Probes(model).train(), loader, args.steps, args.lr, args.precision == "bf16")

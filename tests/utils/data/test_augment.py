@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data.augment import AREA, NOISE, Augmentation
+from utils.data.augment import AREA, NOISE, Augmentation, turning
 from utils.data.sampler import Draw
 
 NEVER = {"flip": 0.0, "crop": 0.0, "resize": 0.0, "noise": 0.0, "jpeg": 0.0}
@@ -55,6 +55,18 @@ def test_a_crop_that_would_lose_the_tampered_area_is_left_out() -> None:
     gray[:4] = gray[-4:] = gray[:, :4] = gray[:, -4:] = 255  # a frame: any small crop loses most of it
     sizes = [only(crop=1)(rgb, gray, Draw(i, 0))[1] for i in range(20)]
     assert all((mask > 0).sum() >= 0.5 * (gray > 0).sum() for mask in sizes)
+
+
+def test_turning_moves_whole_blocks_in_eight_ways() -> None:
+    rgb, gray = tampered(64, 48)
+    seen = set()
+    for index in range(80):
+        picture, mask = turning(0)(rgb, gray, Draw(index, 0))
+        assert picture.flags.c_contiguous
+        np.testing.assert_array_equal(picture.mean(axis=2) > 160, mask > 0)
+        seen.add((mask.shape, mask.tobytes()))
+    assert len(seen) == 8
+    assert turning(0)(rgb, None, Draw(0, 0))[1] is None
 
 
 def test_nothing_happens_at_chance_0() -> None:

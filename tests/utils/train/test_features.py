@@ -125,7 +125,7 @@ def test_a_changed_picture_has_no_entry(tmp_path: Path) -> None:
     assert set(load_file(shard)) == {f"{key}.clip", f"{key}.hw"}
 
 
-@pytest.mark.parametrize("flag", ["train_vision", "augment"])
+@pytest.mark.parametrize("flag", ["train_vision", "turn", "augment"])
 def test_what_changes_cannot_be_kept(flag: str) -> None:
     with pytest.raises(ValueError, match=f"--cache_features with --{flag}"):
         TrainConfig(cache_features="x", precision="fp32", **{flag: True})

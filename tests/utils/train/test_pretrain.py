@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from model.checkpoint import load_tower, read_tensors
 from model.types import Batch
 from tests.tiny import build_tiny_lisa, build_tiny_set
-from utils.train.pretrain import learning_rate, main, patch_classes, patch_share, random_turn
+from utils.train.pretrain import learning_rate, main, patch_classes, patch_share
 
 
 def batch(labels: list[int], masks: list[torch.Tensor]) -> Batch:
@@ -34,17 +34,6 @@ def test_patches_take_their_share_of_the_mask() -> None:
 def test_a_mask_smaller_than_the_input_lies_at_the_upper_left() -> None:
     made = batch([2], [torch.ones(1, 16, 32)])
     assert_close(patch_share(made, 2)[0], torch.tensor([[1.0, 1], [0, 0]]))
-
-
-def test_pictures_and_shares_turn_alike() -> None:
-    """All eight ways occur, and a picture's patches stay with their picture."""
-    torch.manual_seed(0)
-    picture, seen = torch.rand(1, 3, 4, 4), set()
-    for _ in range(100):
-        turn = random_turn()
-        assert_close(turn(picture).mean(dim=1), turn(picture.mean(dim=1)))
-        seen.add(tuple(turn(picture).flatten().tolist()))
-    assert len(seen) == 8
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
