@@ -6,9 +6,11 @@ import json
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model.checkpoint import allocate, canonical, fill
@@ -117,10 +119,16 @@ def description_model() -> SIDAForCausalLM:
 
 @cache
 def samples(stage: str = "sida") -> dict[str, Any]:
-    """File name -> sample of the four golden pictures."""
+    """File name -> sample of the four golden pictures, resized by Pillow as the original does: what is compared with them is the network."""
     processor = SidaProcessor(tokenizer(stage), config(stage))
     records = read_split(DATA / "images", "train", descriptions=stage == "description")
-    return {record.image.name: processor.sample(record) for record in records}
+    with mock.patch("utils.data.transforms.resize", pillow_resize):
+        return {record.image.name: processor.sample(record) for record in records}
+
+
+def pillow_resize(array: np.ndarray, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
+    """In place of `utils.data.transforms.resize`."""
+    return np.asarray(Image.fromarray(array).resize(size[::-1], getattr(Image.Resampling, mode.upper())))
 
 
 BATCHES = {
