@@ -24,6 +24,7 @@ from benchmarks import floor
 from benchmarks.cases import Case, epoch_cases, loading_cases, reading_cases, training_cases, validation_cases
 from benchmarks.networks import SIZES, build
 from model.types import Label
+from utils.data.records import Record
 from utils.data.sid_mini import main as build_pictures
 from utils.data.sid_set import read_split
 
@@ -77,11 +78,16 @@ def measure(case: Case, repeats: int) -> Row:
     return Row(case.name, median(ours), median(plain), [b / a for a, b in zip(ours, plain, strict=True)], difference, case.bar)
 
 
-def cases(size: str, folder: Path, lengths: Sequence[int]) -> Iterator[Case]:
-    """All cases of a network of `size`, pictures of 1024 px a side."""
+def pictures(folder: Path) -> list[Record]:
+    """Eight of each class, 1024 px a side, made in `folder` if they are not there."""
     if not (folder / "pictures").is_dir():
         build_pictures(["--out", str(folder / "pictures"), "--size", "1024", "--per_class", "8", "--workers", "1"])
-    records = read_split(folder / "pictures", "train")
+    return read_split(folder / "pictures", "train")
+
+
+def cases(size: str, folder: Path, lengths: Sequence[int]) -> Iterator[Case]:
+    """All cases of a network of `size`."""
+    records = pictures(folder)
     by_class = {label: [record for record in records if record.label is label] for label in Label}
     turns = [by_class[label][i] for i in range(8) for label in Label]
     pipe = build(size, folder / size)

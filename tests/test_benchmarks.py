@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
+from benchmarks import curve, floor
 from benchmarks.cases import Case
 from benchmarks.run import BARS, main, measure
+from model.types import Label
 
 
-def test_all_cases_at_the_small_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--size", "small", "--repeats", "1", "--lengths", "8", "--folder", tmp_path / "kept", "--out", tmp_path / "out"]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Networks and pictures, made once."""
+    return tmp_path_factory.mktemp("kept")
+
+
+def test_all_cases_at_the_small_size(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--size", "small", "--repeats", "1", "--lengths", "8", "--floors", "--folder", folder, "--out", tmp_path / "out"]
     assert main(list(map(str, argv))) == 0
     rows = json.loads((tmp_path / "out" / "speed.json").read_text())
     names = [row["case"] for row in rows]
@@ -24,11 +36,31 @@ def test_all_cases_at_the_small_size(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(f"| {name} |" in printed for name in names)
 
 
-def test_memory_is_of_a_process_of_its_own(tmp_path: Path) -> None:
-    argv = ["--size", "small", "--repeats", "1", "--lengths", "--only", "2 real", "--memory", "--folder", tmp_path / "kept", "--out", tmp_path / "out"]
+def test_memory_is_of_a_process_of_its_own(tmp_path: Path, folder: Path) -> None:
+    argv = ["--size", "small", "--repeats", "1", "--lengths", "--only", "2 real", "--memory", "--folder", folder, "--out", tmp_path / "out"]
     assert main(list(map(str, argv))) == 0
     (row,) = json.loads((tmp_path / "out" / "speed.json").read_text())
     assert all(100 < peak < 8000 for peak in row["megabytes"])
+
+
+def test_floor_counts_each_layers_weights_and_products(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
+    call = lambda: net(torch.rand(4, 8))  # noqa: E731
+    counted = floor.measure(Case("two layers", call, call, lambda a, b: 0.0, model=net))
+    assert counted.operations == 2 * 2 * 4 * 8 * 16
+    assert counted.weights == 4 * (8 * 16 + 16 + 16 * 8 + 8)
+    assert counted.seconds(floor.Machine(flops=1e3, bandwidth=1e9)) == pytest.approx(2.048)
+    q = torch.rand(1, 2, 5, 8, requires_grad=True)
+    attention = lambda: F.scaled_dot_product_attention(q, q, q).sum().backward()  # noqa: E731
+    assert floor.measure(Case("attention", attention, attention, lambda a, b: 0.0, model=net)).operations == (4 + 10) * 2 * 5 * 5 * 8
+
+
+def test_cost_curve(tmp_path: Path, folder: Path) -> None:
+    asked = [curve.Point("verdict, real", "small", 2, label=Label.REAL), curve.Point("answer", "small", tokens=4), curve.Point("verdict", "small")]
+    measured = [curve.measure(point, folder) for point in asked]
+    assert all(point.seconds > 0 and 100 < point.megabytes < 16000 for point in measured)
+    curve.draw(measured, {"small": curve.parameters("small", folder)}, tmp_path / "curve.png")
+    assert cv2.imread(str(tmp_path / "curve.png")).shape[1] > 1000
 
 
 def test_different_results_are_not_compared() -> None:
