@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.types import Size
+from utils.data.records import Stored
 
 IDENTITY = "cache.json"
 
@@ -34,7 +35,7 @@ class Features(NamedTuple):
     original_hw: Size
 
 
-def content_key(path: Path) -> str:
+def content_key(path: Path | Stored) -> str:
     """Hash of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 

@@ -5,23 +5,33 @@ Dimensions: T tokens (image patches included), S side of SAM's square input, h x
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
 from model.types import Label, Size
 
 
+class Stored(Protocol):
+    """A picture's file, wherever it is kept, e.g. in a row of a table; `str` says where. A Path is one."""
+
+    def read_bytes(self) -> bytes:
+        """The whole file."""
+
+
 @dataclass(frozen=True)
 class Record:
-    """One picture of a data set; nothing is decoded. `id` is "<class folder>/<file name>"."""
+    """One picture of a data set; nothing is decoded. `id` is unique within its split, in folders "<class folder>/<file name>"."""
 
     id: str
-    image: Path
+    image: Path | Stored
     label: Label
-    mask: Path | None = None  # grey picture of the image's size, white where tampered; needed when label is TAMPERED
+    mask: Path | Stored | None = None  # grey picture of the image's size, white where tampered; needed when label is TAMPERED
     description: str | None = None
+    origin: Mapping[str, str] = field(default_factory=dict, compare=False)  # e.g. generator, source_platform: what figures are broken down by
 
 
 @dataclass

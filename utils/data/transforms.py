@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.types import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, Size
+from utils.data.records import Stored
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -23,7 +24,7 @@ GREY_VALUES = (np.arange(256) / 255.0).astype(np.float32)
 CLIP_VALUES = (((np.arange(256) * (1 / 255)).astype(np.float32)[:, None] - CLIP_SHIFT) / CLIP_SCALE)[None]  # of a grey level, [1, 256, 3]
 
 
-def read_rgb(path: Path | str) -> np.ndarray:
+def read_rgb(path: Path | str | Stored) -> np.ndarray:
     """uint8 [H, W, 3], RGB, turned as its EXIF orientation says; transparency is dropped.
 
     Raises FileNotFoundError when there is no such file, ValueError when it is not a picture.
@@ -31,16 +32,17 @@ def read_rgb(path: Path | str) -> np.ndarray:
     return cv2.cvtColor(_read(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def read_gray(path: Path | str) -> np.ndarray:
+def read_gray(path: Path | str | Stored) -> np.ndarray:
     """uint8 [H, W]; errors as `read_rgb`."""
     return _read(path, cv2.IMREAD_GRAYSCALE)
 
 
-def _read(path: Path | str, mode: int) -> np.ndarray:
-    if not Path(path).is_file():
+def _read(path: Path | str | Stored, mode: int) -> np.ndarray:
+    on_disk = isinstance(path, Path | str)
+    if on_disk and not Path(path).is_file():
         raise FileNotFoundError(f"no picture at {path}: check the path")
     try:
-        pixels = cv2.imread(str(path), mode)
+        pixels = cv2.imread(str(path), mode) if on_disk else cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), mode)
     except cv2.error as error:  # e.g. a header that promises more pixels than OpenCV accepts
         raise ValueError(f"cannot read {path}: {error}") from error
     if pixels is None:

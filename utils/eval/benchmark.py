@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from model.checkpoint import load_pretrained
+from model.quantize import quantize
 from model.sida import SIDAForCausalLM
 from model.tokens import SidaTokenizer
 from model.types import Label
@@ -211,7 +212,14 @@ def generators(root: Path, split: str) -> dict[str, str]:
     return {row["file"]: row.get("generator", "") for row in map(json.loads, (root / split / "manifest.jsonl").read_text().splitlines())}
 
 
-def run(version: Path, root: Path, split: str, fitted_on: int, others: dict[str, Path]) -> dict[str, object]:
+def quantised(version: Path, bits: int, records: Sequence[Record], truth: Truth) -> dict[str, Estimate]:
+    """`headline` of the checkpoint with its language model in 8 or 4 bits."""
+    model, tokenizer = load_pretrained(version)
+    quantize(model, bits, torch.float32)
+    return headline(Figures(ask(model.to("cpu").eval(), tokenizer, records), truth))  # the move packs the weights
+
+
+def run(version: Path, root: Path, split: str, fitted_on: int, others: dict[str, Path], bits: Sequence[int] = ()) -> dict[str, object]:
     """All tables; baselines are fitted on the first `fitted_on` train pictures of each class, `others` are files of other detectors' scores."""
     records = read_split(root, split)
     scores = {name: read_scores(path, records) for name, path in others.items()}
@@ -229,6 +237,7 @@ def run(version: Path, root: Path, split: str, fitted_on: int, others: dict[str,
     return {
         "pictures": {label.title: int((truth.labels == label).sum()) for label in Label},
         "SIDA-tiny": headline(figures),
+        **{f"SIDA-tiny, {n} bits": quantised(version, n, records, truth) for n in bits},
         f"statistics net ({sum(p.numel() for p in net.parameters())} weights)": headline(statistics),
         "everything tampered everywhere": headline(ones),
         "against real": {name: against_real(values, truth) for name, values in scores.items()},
@@ -261,10 +270,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--fitted_on", type=int, default=2000, help="train pictures of each class for the baselines")
     parser.add_argument("--scores", nargs="*", default=[], metavar="NAME=CSV", help="other detectors' scores, lines of file,score, higher for fake")
+    parser.add_argument("--bits", type=int, nargs="*", default=[], choices=(8, 4), help="also with a quantised language model")
     parser.add_argument("--out", type=Path, help="folder for tables.md and tables.json")
     args = parser.parse_args(argv)
     others = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.scores)}
-    tables = run(args.version, args.dataset_dir, args.split, args.fitted_on, others)
+    tables = run(args.version, args.dataset_dir, args.split, args.fitted_on, others, args.bits)
     sys.stdout.write(markdown(tables))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.features import FeatureCache
 from utils.data.records import Record
 from utils.data.sampler import BatchStream
-from utils.data.sid_set import read_split
+from utils.data.sources import read_source
 from utils.distributed import world_size
 from utils.train.config import TrainConfig
 from utils.train.signals import ignore_signals
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 
 def read_records(cfg: TrainConfig, split: str) -> list[Record]:
-    """The records of `train`, or of `validation` in the data set that the flags name; errors as `read_split`."""
+    """The records of `train`, or of `validation` in the data set that the flags name; errors as `read_source`."""
     root = cfg.dataset_dir if split == "train" else cfg.validation_dir
-    records = read_split(root, split, descriptions=cfg.stage == "description", strict=cfg.strict)
+    records = read_source(root, split, descriptions=cfg.stage == "description", strict=cfg.strict)
     log.info("%s split of %s: %d images", split, root, len(records))
     return records
 

@@ -46,7 +46,7 @@ class TrainConfig:
     version: str = _flag("liuhaotian/llava-llama-2-13b-chat-lightning-preview", "folder of the checkpoint to start from (a finished SIDA with --eval_only)")
     vision_pretrained: str = _flag(NO_SAM, "SAM ViT-H weights; needed if --version has none")
     vision_tower: str | None = _flag(None, "CLIP folder or hub name; None: the checkpoint's, openai/clip-vit-large-patch14")
-    dataset_dir: str = _flag("./dataset", "data set: {train,validation}/{real,full_synthetic,tampered,masks}")
+    dataset_dir: str = _flag("./dataset", "data set: {train,validation}/{real,full_synthetic,tampered,masks}, or see utils/data/sources.py")
     val_dataset: str = _flag("val", "data set whose validation split is used instead of --dataset_dir's")
     log_base_dir: str = _flag("./runs", "parent of the run's folder")
     exp_name: str = _flag("sida", "name of the run's folder")

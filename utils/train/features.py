@@ -7,7 +7,6 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -99,8 +98,8 @@ def _fill(cache: FeatureCache, model: SIDAForCausalLM, processor: SidaProcessor,
     if (needed := sum(bytes_of(model, record) for record in records)) > 0.95 * free:
         log.warning("--cache_features has no effect: %.2f GB are needed in %s and %.2f GB are free", needed / 1e9, cfg.cache_features, free / 1e9)
         return False
-    named = [replace(record, id=str(record.image)) for record in records]  # ids occur in several splits
-    dataset = SidaDataset(named, processor, replace_unreadable=False)
+    by_place = {str(record.image): record for record in records}  # ids occur in several splits
+    dataset = SidaDataset([replace(record, id=place) for place, record in by_place.items()], processor, replace_unreadable=False)
     mine = Subset(dataset, list(shard(len(dataset), rank(), world_size())))
     loader = DataLoader(mine, cfg.val_batch_size, num_workers=cfg.workers, collate_fn=collate, worker_init_fn=ignore_signals)
     pending: dict[str, Features] = {}
@@ -111,7 +110,7 @@ def _fill(cache: FeatureCache, model: SIDAForCausalLM, processor: SidaProcessor,
             clip = model.see(batch.images_clip.to(device, model.dtype)).cpu()
             sam = _embed(model, batch.images_sam, batch.cls_labels == Label.TAMPERED, device)
             for i, name in enumerate(batch.ids):
-                pending[content_key(Path(name))] = Features(clip[i], sam.get(i), batch.original_hw[i])
+                pending[content_key(by_place[name].image)] = Features(clip[i], sam.get(i), batch.original_hw[i])
             if len(pending) >= SHARD:
                 cache.write(pending)
                 pending = {}

@@ -67,7 +67,7 @@ def test_scores_of_another_detector(tmp_path: Path) -> None:
 def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert build_mini(["--out", str(tmp_path / "mini"), "--size", "64", "--per_class", "32"]) == 0
     save_pretrained(*load_for_training(build_tiny_lisa(tmp_path / "lisa"), "sida"), tmp_path / "sida")
-    argv = ["--version", tmp_path / "sida", "--dataset_dir", tmp_path / "mini", "--fitted_on", 32, "--out", tmp_path / "out"]
+    argv = ["--version", tmp_path / "sida", "--dataset_dir", tmp_path / "mini", "--fitted_on", 32, "--bits", 8, "--out", tmp_path / "out"]
     assert main(list(map(str, argv))) == 0
     printed = capsys.readouterr().out
     assert (tmp_path / "out" / "tables.md").read_text() == printed
