@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HUB = "hf://datasets/"
 IDS, LABELS, TEXTS = ("img_id", "id", "filename"), ("scope", "label"), ("description", "text")
 ORIGIN = ("generator", "editor", "source_platform", "source_type", "source_name")  # columns that figures are broken down by
 NAMES = {label.title: label for label in Label} | {str(int(label)): label for label in Label}
@@ -62,6 +64,15 @@ class Loaded:
 def is_parquet(folder: Path) -> bool:
     """Whether there are shards anywhere below `folder`."""
     return folder.is_dir() and next(folder.rglob("*.parquet"), None) is not None
+
+
+def list_splits(source: Path | str) -> list[str]:
+    """Names of the splits: of a folder what its shards' names begin with, or, of a hub data set, what its card says."""
+    if str(source).startswith(HUB):
+        from datasets import get_dataset_split_names
+
+        return get_dataset_split_names(str(source).removeprefix(HUB))
+    return sorted({re.sub(r"-\d+-of-\d+$", "", shard.stem) for shard in Path(source).rglob("*.parquet")})
 
 
 def read_table(source: Path | str, split: str) -> list[Record]:
@@ -107,9 +118,9 @@ def _load(source: Path | str, split: str, streaming: bool) -> Dataset | Iterable
     except ImportError as error:
         raise ImportError("reading parquet shards needs the package datasets: pip install datasets") from error
 
+    if str(source).startswith(HUB):
+        return load_dataset(str(source).removeprefix(HUB), split=split, streaming=streaming)
     folder = Path(source)
-    if not folder.is_dir():
-        return load_dataset(str(source), split=split, streaming=streaming)
     shards = sorted(folder.rglob("*.parquet"))
     chosen = [str(shard) for shard in shards if shard.name.startswith(f"{split}-") or shard.stem == split or shard.parent.name == split]
     if not chosen:

@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 SHOWN = 10  # names listed in a warning
 
 
-def read_split(root: Path | str, split: str, *, descriptions: bool = False, strict: bool = False) -> list[Record]:
+def read_split(root: Path | str, split: str, *, descriptions: bool = False, strict: bool = False, unmasked: bool = False) -> list[Record]:
     """All records of one split, class by class, sorted by file name.
 
-    Tampered images without a mask are skipped with a warning; so are descriptions of unknown files. `strict` makes both
-    a ValueError. Raises FileNotFoundError for a missing folder, ValueError for an empty class or a broken JSON file.
+    Tampered images without a mask are skipped with a warning, or kept if `unmasked`; descriptions of unknown files are skipped. `strict`
+    makes both a ValueError. Raises FileNotFoundError for a missing folder, ValueError for an empty class or a broken JSON file.
     """
     folder = _split_folder(Path(root), split)
     records = []
     for label in Label:
         images = _images(folder / label.title)
-        masks = _masks(folder, images, strict) if label is Label.TAMPERED else {}
+        masks = _masks(folder, images, strict, unmasked) if label is Label.TAMPERED else {}
         texts = _descriptions(folder, label, images, strict) if descriptions else {}
-        kept = [image for image in images if label is not Label.TAMPERED or image.name in masks]
+        kept = [image for image in images if label is not Label.TAMPERED or unmasked or image.name in masks]
         records += [Record(f"{label.title}/{image.name}", image, label, masks.get(image.name), texts.get(image.name)) for image in kept]
     return records
 
@@ -45,8 +45,12 @@ def _split_folder(root: Path, split: str) -> Path:
         raise FileNotFoundError(f"no data set folder {root}: expected a folder holding {split}/{{real,full_synthetic,tampered,masks}}")
     if _is_split(root):
         raise FileNotFoundError(f"no split {split!r} in {root}, which is itself the split {root.name!r}: give its parent {root.parent}")
-    splits = sorted(child.name for child in root.iterdir() if _is_split(child))
-    raise FileNotFoundError(f"no split {split!r} in {root}: it holds {splits or 'no split at all'}")
+    raise FileNotFoundError(f"no split {split!r} in {root}: it holds {list_splits(root) or 'no split at all'}")
+
+
+def list_splits(root: Path) -> list[str]:
+    """Names of the splits in the folder `root`."""
+    return sorted(child.name for child in root.iterdir() if _is_split(child))
 
 
 def _is_split(folder: Path) -> bool:
@@ -62,8 +66,10 @@ def _images(folder: Path) -> list[Path]:
     return images
 
 
-def _masks(folder: Path, images: list[Path], strict: bool) -> dict[str, Path]:
+def _masks(folder: Path, images: list[Path], strict: bool, unmasked: bool) -> dict[str, Path]:
     """Image file name -> mask, for the images that have one."""
+    if unmasked:
+        return {image.name: mask for image in images if (mask := folder / "masks" / f"{image.stem}_mask.png").is_file()}
     if not (folder / "masks").is_dir():
         raise FileNotFoundError(f"no folder {folder / 'masks'}: tampered images need masks/<stem>_mask.png")
     present = {path.name: path for path in (folder / "masks").iterdir()}

@@ -24,19 +24,46 @@ PLAIN = {"real": Label.REAL, "fake": Label.FULL_SYNTHETIC}
 MANIFEST = (".jsonl", ".json")
 
 
-def read_source(source: Path | str, split: str, *, descriptions: bool = False, strict: bool = False) -> list[Record]:
-    """The records of one split; `descriptions` and `strict` as `sid_set.read_split`. FileNotFoundError or ValueError, with the fix, for what is none."""
+def read_source(source: Path | str, split: str, *, descriptions: bool = False, strict: bool = False, unmasked: bool = False) -> list[Record]:
+    """The records of one split; flags as of `sid_set.read_split`. FileNotFoundError or ValueError, with the fix, for what is none."""
+    path = Path(source)
+    match kind_of(source):
+        case "manifest":
+            return read_manifest(path, split)
+        case "tables":
+            return hugging_face.read_table(source, split)
+        case "plain":
+            return read_plain(path)
+    return sid_set.read_split(path, split, descriptions=descriptions, strict=strict, unmasked=unmasked)
+
+
+def list_splits(source: Path | str) -> list[str]:
+    """Names of its splits; ["all"] when it knows none."""
+    path = Path(source)
+    match kind_of(source):
+        case "manifest":
+            rows = [_parse(path, number, line) for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+            return sorted({row["split"] for row in rows if "split" in row}) or ["all"]
+        case "tables":
+            return hugging_face.list_splits(source)
+        case "plain":
+            return ["all"]
+    if not path.is_dir():
+        raise FileNotFoundError(f"no data set {source}: expected a folder, a manifest or hf://datasets/OWNER/NAME")
+    return sid_set.list_splits(path)
+
+
+def kind_of(source: Path | str) -> str:
+    """One of manifest, tables, plain, drive."""
     path = Path(source)
     if path.suffix in MANIFEST:
-        return read_manifest(path, split)
-    if path.is_dir() and not any((path / split / label.title).is_dir() for label in Label):
+        return "manifest"
+    if path.is_dir() and not sid_set.list_splits(path):
         if hugging_face.is_parquet(path):
-            return hugging_face.read_table(path, split)
-        if all((path / name).is_dir() for name in PLAIN):
-            return read_plain(path)
-    if not path.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/")):
-        return hugging_face.read_table(str(source), split)
-    return sid_set.read_split(path, split, descriptions=descriptions, strict=strict)
+            return "tables"
+        if (path / "fake").is_dir():
+            return "plain"
+    return "tables" if str(source).startswith(hugging_face.HUB) else "drive"
 
 
 def read_manifest(path: Path, split: str) -> list[Record]:
