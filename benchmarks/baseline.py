@@ -63,7 +63,7 @@ def answer(model: SIDAForCausalLM, asked: Question, tokens: int) -> Reading:
         if int(cls_logits.argmax()) == Label.TAMPERED:
             told = torch.cat([asked.prompt_ids, torch.tensor([asked.tampered_ids])], dim=1)
             state = model(told, images_clip=asked.images_clip).hidden[0, -1:]
-            (low_res,) = model._low_res_masks(embedding, [state], cls_logits)
+            (low_res,) = model.low_res_masks(embedding, [state], cls_logits)
             masks = model.model.visual_model.upscale(low_res, asked.resized_hw, asked.original_hw)
     return Reading(cls_logits[0], masks, ids[0, start:].tolist())
 
@@ -81,7 +81,7 @@ def forward(model: SIDAForCausalLM, batch: Batch) -> tuple[Tensor, Tensor, list[
         if not len(states):
             masks.append(torch.zeros(0, *size))
             continue
-        (low_res,) = model._low_res_masks(embeddings[i : i + 1], [states], cls_logits[i : i + 1])
+        (low_res,) = model.low_res_masks(embeddings[i : i + 1], [states], cls_logits[i : i + 1])
         masks.append(net.visual_model.upscale(low_res, size, size))
     ce = logits.sum() * 0.0
     if model.loss_weights.ce and (batch.labels[:, 1:] != IGNORE_INDEX).any():

@@ -98,12 +98,12 @@ class SIDAForCausalLM(LlamaForCausalLM):
         if not wanted:
             return masks
         embeddings = self.model.visual_model.encode(images_sam[wanted])
-        low_res = self._low_res_masks(embeddings, [states[i] for i in wanted], cls_logits[wanted])
+        low_res = self.low_res_masks(embeddings, [states[i] for i in wanted], cls_logits[wanted])
         for i, logits in zip(wanted, low_res, strict=True):
             masks[i] = self.model.visual_model.upscale(logits, resized[i], target[i])
         return masks
 
-    def _low_res_masks(self, embeddings: Tensor, states: list[Tensor], cls_logits: Tensor) -> list[Tensor]:
+    def low_res_masks(self, embeddings: Tensor, states: list[Tensor], cls_logits: Tensor) -> list[Tensor]:
         """[B, E, S/16, S/16] SAM embeddings, B x [n, H] states (n > 0), [B, 3] -> B x [n, S/4, S/4]. Each module is called once."""
         net, counts = self.model, [len(state) for state in states]
         segs = net.text_hidden_fcs[0](torch.cat(states)).split(counts)
@@ -176,4 +176,4 @@ class SIDAForCausalLM(LlamaForCausalLM):
             embedding = sam.encode(images_sam[:1])
         else:
             embedding = images_sam.new_zeros(1, self.config.out_dim, *sam.prompt_encoder.image_embedding_size)
-        return self._low_res_masks(embedding, [hidden[0, -1:]], cls_logits[:1])[0].sum() * 0.0
+        return self.low_res_masks(embedding, [hidden[0, -1:]], cls_logits[:1])[0].sum() * 0.0

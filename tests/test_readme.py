@@ -13,7 +13,7 @@ import merge_lora_weights_and_save_hf_model as merge_script
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", " ")
-COMMANDS = [line for line in BLOCKS.splitlines() if re.match(r"(deepspeed|python|sh|make|cd) ", line)]
+COMMANDS = [line for line in BLOCKS.splitlines() if re.match(r"(deepspeed|torchrun|python|sh|make|cd) ", line)]
 
 
 def known_flags(script: str) -> str:
@@ -21,13 +21,16 @@ def known_flags(script: str) -> str:
         return chat.build_parser("sida").format_help()
     if script.startswith("merge"):
         return merge_script.build_parser().format_help()
-    return (ROOT / "utils" / "train" / "config.py").read_text()
+    return (ROOT / ("evaluate_SIDA.py" if script.startswith("evaluate") else "utils/train/config.py")).read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str) -> None:
     if command.startswith("make "):
         assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        return
+    if module := re.match(r"python -m ([a-z_.]+)", command):
+        assert (ROOT / module[1].replace(".", "/")).with_suffix(".py").is_file()
         return
     script = next(word for word in command.split() if word.endswith((".py", ".sh")))
     assert script == "zero_to_fp32.py" or (ROOT / script).is_file()  # DeepSpeed puts that one into the checkpoint

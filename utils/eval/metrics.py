@@ -93,6 +93,33 @@ class Localization(nn.Module):
         return out | {"ciou": tampered, "mean_iou": (background + tampered) / 2, "pixel_f1": float(pixels["pixel_f1"])}
 
 
+def legacy_overlap(logits: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Intersection and union as the original counts them: the truth, [h, w] in 0..1, truncated to int, so soft edges are background."""
+    target, mask = truth.cpu().int() == 1, logits.cpu() > 0
+    return float((mask & target).sum()), float((mask | target).sum())
+
+
+def legacy_image_iou(intersection: float, union: float) -> float:
+    """Of one image; an empty union counts as 1."""
+    return intersection / (union + LEGACY_MEAN_EPS) + (union == 0)
+
+
+def legacy_figures(detection: dict[str, Any], intersection: float, union: float, image_iou: float, images: float) -> dict[str, float]:
+    """Figures as the original names and computes them, from sums over tampered images; accuracy and pixel accuracy are in percent."""
+    accuracy, per_class = detection["accuracy"], detection["per_class"].values()
+    ciou = intersection / (union + LEGACY_EPS)
+    precision = sum(row["precision"] for row in per_class) / len(Label)
+    recall = sum(row["recall"] for row in per_class) / len(Label)
+    return {
+        "legacy_accuracy": 100 * accuracy,
+        "legacy_gIoU": image_iou / (images + LEGACY_MEAN_EPS),
+        "legacy_cIoU": ciou,
+        "legacy_pixel_accuracy": 100 * ciou,
+        "legacy_f1": 2 * ciou * accuracy / (ciou + accuracy + LEGACY_EPS),
+        "legacy_auc": precision * recall,
+    }
+
+
 class Legacy(nn.Module):
     """The original's localization sums: truth truncated to int, so soft edges are background; images with an empty union count as 1."""
 
@@ -103,27 +130,15 @@ class Legacy(nn.Module):
 
     def update(self, logits: Tensor, truth: Tensor) -> None:
         """Add one tampered image."""
-        target, mask = truth.cpu().int() == 1, logits.cpu() > 0
-        intersection, union = float((mask & target).sum()), float((mask | target).sum())
+        intersection, union = legacy_overlap(logits, truth)
         self.intersection.update(intersection)
         self.union.update(union)
-        self.image_iou.update(intersection / (union + LEGACY_MEAN_EPS) + (union == 0))
+        self.image_iou.update(legacy_image_iou(intersection, union))
         self.images.update(1)
 
     def compute(self, detection: dict[str, Any]) -> dict[str, float]:
-        """Figures as the original names and computes them; `legacy_accuracy` and `legacy_pixel_accuracy` are in percent."""
-        accuracy, per_class = detection["accuracy"], detection["per_class"].values()
-        ciou = float(self.intersection.compute() / (self.union.compute() + LEGACY_EPS))
-        precision = sum(row["precision"] for row in per_class) / len(Label)
-        recall = sum(row["recall"] for row in per_class) / len(Label)
-        return {
-            "legacy_accuracy": 100 * accuracy,
-            "legacy_gIoU": float(self.image_iou.compute() / (self.images.compute() + LEGACY_MEAN_EPS)),
-            "legacy_cIoU": ciou,
-            "legacy_pixel_accuracy": 100 * ciou,
-            "legacy_f1": 2 * ciou * accuracy / (ciou + accuracy + LEGACY_EPS),
-            "legacy_auc": precision * recall,
-        }
+        """`legacy_figures` of what was added, over all ranks."""
+        return legacy_figures(detection, *(float(sums.compute()) for sums in (self.intersection, self.union, self.image_iou, self.images)))
 
 
 class Scores(nn.Module):

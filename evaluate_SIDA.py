@@ -1,0 +1,105 @@
+"""Evaluate a checkpoint on a data set: figures with intervals, robustness, a report; or put two evaluations side by side.
+
+python evaluate_SIDA.py --version ck/SIDA-tiny --dataset data/SID_Mini --split test --robustness all --out runs/evaluation
+torchrun --nproc_per_node 2 evaluate_SIDA.py ...      (or deepspeed) gives the same files
+python evaluate_SIDA.py --compare runs/a runs/b
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PROTOCOLS = ("end2end", "oracle", "legacy")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags; exits with a sentence for one that does not do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", type=Path, help="checkpoint folder")
+    parser.add_argument("--dataset", help="folder, manifest, or hf://datasets/OWNER/NAME, see utils/data/sources.py")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--protocol", default=",".join(PROTOCOLS), help=f"some of {','.join(PROTOCOLS)}")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--limit", type=int, default=0, help="so many pictures, drawn by --seed; 0: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--robustness", default="", help="all, or names of corruptions with commas between")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--device", help="default: the GPU when there is one")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two folders written by --out")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.protocols = args.protocol.split(",")
+    if unknown := set(args.protocols) - set(PROTOCOLS):
+        parser.error(f"--protocol {sorted(unknown)[0]!r}: expected some of {', '.join(PROTOCOLS)}")
+    if not args.compare and not (args.version and args.dataset):
+        parser.error("--version and --dataset are needed, or --compare")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate or compare; returns the exit code. What does not fit ends it with one sentence that says what to change."""
+    args = parse(argv)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
+    try:
+        print(compared(*args.compare) if args.compare else evaluated(args), end="")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    return 0
+
+
+def compared(first: Path, second: Path) -> str:
+    """A table of differences."""
+    from utils.eval.runs import read_lines
+    from utils.eval.summary import compare
+
+    runs = [[line for line in read_lines(folder) if line.corruption == ""] for folder in (first, second)]
+    rows = ["| figure | pictures | B - A | 95 % interval | p |", "|---|---|---|---|---|"]
+    for name, row in compare(*runs).items():
+        rows.append(f"| {name} | {row['images']} | {row['difference']:+.4f} | [{row['low']:+.4f}, {row['high']:+.4f}] | {row['p']:.3f} |")
+    return f"A {first}\nB {second}\n\n" + "\n".join(rows) + "\n"
+
+
+def evaluated(args: argparse.Namespace) -> str:
+    """Judge what is not judged yet; the first rank writes the report and returns it, the others return nothing."""
+    import torch
+
+    from utils.data.corruptions import CHANGES, Corruption
+    from utils.data.sources import read_source
+    from utils.distributed import is_main
+    from utils.eval.pages import write_pages
+    from utils.eval.runs import chosen, claim, collect
+    from utils.eval.summary import summarize
+    from utils.infer.pipeline import SidaPipeline, choose_device
+    from utils.train.engine import join
+
+    names = list(CHANGES) if args.robustness == "all" else [name.strip() for name in args.robustness.split(",") if name.strip()]
+    for name in names:
+        Corruption(name)
+    device = torch.device(choose_device(args.device))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", args.local_rank))) if device.type == "cuda" else device
+        join(device)
+    records = chosen(read_source(args.dataset, args.split), args.limit, args.seed)
+    settings: dict[str, Any] = {name: str(getattr(args, name)) for name in ("version", "dataset", "split", "batch_size", "limit", "seed", "precision")}
+    claim(args.out, settings)
+    pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=str(device))
+    how = {"corruptions": names, "batch_size": args.batch_size, "seed": args.seed, "device": device, "dtype": pipe.dtype, "workers": args.workers}
+    lines = collect(args.out, pipe.model, pipe.processor, records, **how)
+    if not is_main():
+        return ""
+    figures = {name: summarize([line for line in lines if line.corruption == name], args.protocols, intervals=name == "") for name in ("", *names)}
+    write_pages(args.out, figures, lines, f"{args.version} on {args.dataset}, split {args.split}")
+    return (args.out / "report.md").read_text() + f"\nwritten to {args.out}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""From pictures to one line each: what the model said, and how far it is from the truth. Everything else is computed from these lines.
+
+One teacher-forced pass gives both protocols: the class is read from the prompt alone, the mask at the [SEG] of a tampered answer. End to end a
+picture judged otherwise has an empty mask; the oracle's mask is the decoded one. Batches are cut before they are shared out among
+ranks, so a picture's line does not depend on how many there are.
+
+Dimensions: B pictures, T tokens, h x w the resized picture, H x W the file's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from model.sida import SIDAForCausalLM
+from model.types import Batch, Label
+from utils.data.collate import collate
+from utils.data.conversation import answer, encode, question
+from utils.data.dataset import SidaDataset, decode
+from utils.data.records import Record
+from utils.data.sampler import Draw
+from utils.eval.metrics import legacy_overlap
+
+log = logging.getLogger(__name__)
+
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))  # of the mask's probability
+PIXELS = 65536  # at most so many enter a picture's AUROC, evenly spaced
+DIGITS = 6
+
+
+@dataclass
+class Line:
+    """One picture under one corruption; fractions in 0..1. Localization is of tampered pictures only, else None."""
+
+    id: str
+    path: str
+    sha256: str
+    label: int
+    corruption: str = ""
+    origin: dict[str, str] = field(default_factory=dict)
+    error: str | None = None  # why it could not be read; then there is nothing below
+    logits: list[float] | None = None  # of the three classes
+    predicted: int | None = None
+    area: float | None = None  # of the end-to-end mask
+    iou: float | None = None
+    f1: float | None = None
+    oracle_iou: float | None = None
+    oracle_f1: float | None = None
+    oracle_auroc: float | None = None  # of pixels
+    overlap: list[int] | None = None  # pixels: intersection, union, of the end-to-end mask
+    oracle_overlap: list[int] | None = None
+    f1_at: list[float] | None = None  # the oracle's, at THRESHOLDS
+    legacy: list[float] | None = None  # intersection, union, as the original counts them
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What names the line."""
+        return self.corruption, self.id
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without what there is not."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def begin(record: Record, corruption: str, error: str | None = None) -> Line:
+    """The line of a picture before the model has seen it."""
+    content = b""
+    try:
+        content = record.image.read_bytes()
+    except OSError as problem:
+        error = error or str(problem)
+    return Line(record.id, str(record.image), hashlib.sha256(content).hexdigest(), int(record.label), corruption, dict(record.origin), error)
+
+
+def judge(
+    model: SIDAForCausalLM, dataset: SidaDataset, batches: Sequence[list[int]], corruption: str, device: torch.device, dtype: torch.dtype, workers: int
+) -> Iterator[list[Line]]:
+    """The lines of each of `batches`, indices into `dataset`, one list per batch."""
+    prompt = torch.tensor(encode(dataset.processor.tokenizer, model.config, question(model.config.stage), answer(Label.TAMPERED, model.config.stage))[0])
+    place = {record.id: i for i, record in enumerate(dataset.records)}
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=device.type == "cuda")
+    for indices, (batch, _) in zip(batches, loader, strict=True):
+        lines = {} if batch is None else {line.id: line for line in _lines(model, dataset, place, batch.to(device, dtype), prompt.to(device), corruption)}
+        records = [dataset.records[i] for i in indices]
+        yield [lines[record.id] if record.id in lines else begin(record, corruption, "cannot be read") for record in records]
+
+
+@torch.inference_mode()
+def _lines(model: SIDAForCausalLM, dataset: SidaDataset, place: dict[str, int], batch: Batch, prompt: Tensor, corruption: str) -> Iterator[Line]:
+    ids = prompt.expand(len(batch), -1)
+    hidden = model.model(inputs_embeds=model.embed(ids, batch.images_clip), attention_mask=torch.ones_like(ids, dtype=torch.bool)).last_hidden_state
+    cls_logits = model.classify(hidden, ids)
+    tampered = (batch.cls_labels == Label.TAMPERED).tolist()
+    judged = cls_logits.argmax(dim=-1).tolist()
+    wanted = [i for i in range(len(batch)) if tampered[i] or judged[i] == Label.TAMPERED]
+    states = model.seg_states(hidden, ids)
+    masks = {}
+    if wanted:
+        embeddings = model.model.visual_model.encode(batch.images_sam[wanted])
+        masks = dict(zip(wanted, model.low_res_masks(embeddings, [states[i] for i in wanted], cls_logits[wanted]), strict=True))
+    for i, name in enumerate(batch.ids):
+        line = begin(dataset.records[place[name]], corruption)
+        line.logits, line.predicted, line.area = [round(float(x), DIGITS) for x in cls_logits[i]], judged[i], 0.0
+        if i in masks:
+            upscale: Callable[..., Tensor] = model.model.visual_model.upscale
+            resized, original = batch.resized_hw[i], batch.original_hw[i]
+            logits = upscale(masks[i], resized, original)[0].float().cpu().numpy()
+            found = logits > 0 if judged[i] == Label.TAMPERED else np.zeros_like(logits, bool)
+            line.area = round(float(found.mean()), DIGITS)
+            if tampered[i]:
+                at_resized = upscale(masks[i], resized, resized)[0]
+                _localize(line, logits, found, truth(dataset, place[name]), legacy_overlap(at_resized, batch.masks[i][0]))
+        yield line
+
+
+def truth(dataset: SidaDataset, index: int) -> np.ndarray:
+    """bool [H, W] of a tampered picture, after the data set's corruption."""
+    rgb, gray = decode(dataset.records[index])
+    if dataset.augment is not None:
+        gray = dataset.augment(rgb, gray, Draw(index, 0))[1]
+    return gray > 127
+
+
+def _localize(line: Line, logits: np.ndarray, found: np.ndarray, true: np.ndarray, legacy: tuple[float, float]) -> None:
+    """Fill in what a tampered picture's masks, [H, W], amount to."""
+    line.iou, line.f1, line.overlap = _overlap(found, true)
+    line.oracle_iou, line.oracle_f1, line.oracle_overlap = _overlap(logits > 0, true)
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    line.f1_at = [_overlap(probability > threshold, true)[1] for threshold in THRESHOLDS]
+    step = max(1, int((true.size / PIXELS) ** 0.5))
+    sampled = true[::step, ::step].ravel()
+    if 0 < sampled.sum() < sampled.size:
+        line.oracle_auroc = round(float(roc_auc_score(sampled, logits[::step, ::step].ravel())), DIGITS)
+    line.legacy = list(legacy)
+
+
+def _overlap(mask: np.ndarray, true: np.ndarray) -> tuple[float, float, list[int]]:
+    """IoU, F1, and [intersection, union]; both are 1 when nothing is tampered and nothing marked."""
+    both, either = int((mask & true).sum()), int((mask | true).sum())
+    iou = both / either if either else 1.0
+    return round(iou, DIGITS), round(2 * iou / (1 + iou), DIGITS), [both, either]
