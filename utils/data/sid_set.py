@@ -3,6 +3,7 @@
     {split}/{real,full_synthetic,tampered}/<name>.<jpg, png, ...>
     {split}/masks/<stem of a tampered image>_mask.png
     {split}/description/{real,full_synthetic,tampered}_GT.json      {file name: text}, optional
+    {split}/manifest.jsonl                                          {"file": "<class>/<name>", "source", "kind", "generator", ...}, optional: SID_Mini's
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from utils.data.transforms import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
+ORIGIN = ("source", "kind", "generator")
 SHOWN = 10  # names listed in a warning
 
 
@@ -28,13 +30,15 @@ def read_split(root: Path | str, split: str, *, descriptions: bool = False, stri
     makes both a ValueError. Raises FileNotFoundError for a missing folder, ValueError for an empty class or a broken JSON file.
     """
     folder = _split_folder(Path(root), split)
+    origins = _origins(folder / "manifest.jsonl")
     records = []
     for label in Label:
         images = _images(folder / label.title)
         masks = _masks(folder, images, strict, unmasked) if label is Label.TAMPERED else {}
         texts = _descriptions(folder, label, images, strict) if descriptions else {}
         kept = [image for image in images if label is not Label.TAMPERED or unmasked or image.name in masks]
-        records += [Record(f"{label.title}/{image.name}", image, label, masks.get(image.name), texts.get(image.name)) for image in kept]
+        ids = [f"{label.title}/{image.name}" for image in kept]
+        records += [Record(i, image, label, masks.get(image.name), texts.get(image.name), origins.get(i, {})) for i, image in zip(ids, kept, strict=True)]
     return records
 
 
@@ -64,6 +68,14 @@ def _images(folder: Path) -> list[Path]:
     if not images:
         raise ValueError(f"no picture in {folder}: expected at least one file ending in {', '.join(IMAGE_SUFFIXES)}")
     return images
+
+
+def _origins(manifest: Path) -> dict[str, dict[str, str]]:
+    """Record id -> what its picture was made from and by."""
+    if not manifest.is_file():
+        return {}
+    rows = map(json.loads, manifest.read_text(encoding="utf-8").splitlines())
+    return {row["file"]: {name: str(row[name]) for name in ORIGIN if row.get(name)} for row in rows}
 
 
 def _masks(folder: Path, images: list[Path], strict: bool, unmasked: bool) -> dict[str, Path]:

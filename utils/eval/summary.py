@@ -51,6 +51,7 @@ class Sheet:
         self.probs = softmax(self.logits, axis=1)
         self.fake = 1 - self.probs[:, Label.REAL]
         self.names = [line.id for line in self.lines]
+        self.sources = [line.origin.get("source", line.id) for line in self.lines]  # pictures of one source are not independent
 
     def column(self, name: str) -> np.ndarray:
         """[N] of one of Line's fields."""
@@ -73,7 +74,8 @@ def summarize(lines: Sequence[Line], protocols: Sequence[str], intervals: bool =
         out["false_mask_area"] = float(sheet.column("area")[sheet.rows(Label.REAL)].mean())
     if intervals:
         out["intervals"] = headline(sheet, protocols)
-    return out | {"by": {key: table for key in sorted({key for line in sheet.lines for key in line.origin}) if (table := breakdown(sheet, key))}}
+    keys = sorted({key for line in sheet.lines for key in line.origin} - {"source"})
+    return out | {"by": {key: breakdown(sheet, key) for key in keys}}
 
 
 def detection(sheet: Sheet) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def headline(sheet: Sheet, protocols: Sequence[str]) -> dict[str, dict[str, floa
                 for name in ("iou", "f1"):
                     values = sheet.column(prefix + name)
                     statistics[f"{protocol} {name}"] = (lambda rows, values=values: float(values[rows].mean()), tampered)
-    return {name: asdict(bootstrap(statistic, sheet.names, rows, RESAMPLES)) for name, (statistic, rows) in statistics.items()}
+    return {name: asdict(bootstrap(statistic, sheet.sources, rows, RESAMPLES)) for name, (statistic, rows) in statistics.items()}
 
 
 def breakdown(sheet: Sheet, key: str) -> dict[str, dict[str, float]]:
