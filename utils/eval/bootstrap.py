@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 
+RESAMPLES = 1000
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A figure, and the interval in which it lies in 95 % of resamples."""
@@ -20,10 +23,8 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], groups: Sequence[str], rows: Sequence[int] | None = None, resamples: int = 1000, seed: int = 0
-) -> Estimate:
-    """`statistic` of `rows` (default: all), and its percentile interval over resampled groups.
+def bootstrap(statistic: Callable[[np.ndarray], float], groups: Sequence[str], rows: Sequence[int] | None = None, seed: int = 0) -> Estimate:
+    """`statistic` of `rows` (default: all), and its percentile interval over RESAMPLES resampled groups.
 
     `groups` names each row's source: pictures cut from one photograph are not independent, so whole photographs are drawn with
     replacement (the cluster bootstrap; Field and Welsh 2007). `statistic` takes row numbers and may return nan, which is left out.
@@ -34,6 +35,6 @@ def bootstrap(
     names, index = np.unique(np.asarray(groups)[chosen], return_inverse=True)
     members = [chosen[index == i] for i in range(len(names))]
     rng = np.random.default_rng(seed)
-    draws = [statistic(np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])) for _ in range(resamples)]
+    draws = [statistic(np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])) for _ in range(RESAMPLES)]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Estimate(float(statistic(chosen)), float(low), float(high))

@@ -28,13 +28,12 @@ from sklearn.metrics import (
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from model.types import Label
-from utils.eval.bootstrap import bootstrap
+from utils.eval.bootstrap import RESAMPLES, bootstrap
 from utils.eval.judging import THRESHOLDS, Line
 from utils.eval.metrics import legacy_figures, legacy_image_iou
 
 CLASSES = list(Label)
 HELD_OUT = 0.3  # of the pictures, to fit the temperature on
-RESAMPLES = 1000
 
 
 class Sheet:
@@ -162,7 +161,7 @@ def headline(sheet: Sheet, protocols: Sequence[str]) -> dict[str, dict[str, floa
                 for name in ("iou", "f1"):
                     values = sheet.column(prefix + name)
                     statistics[f"{protocol} {name}"] = (lambda rows, values=values: float(values[rows].mean()), tampered)
-    return {name: asdict(bootstrap(statistic, sheet.sources, rows, RESAMPLES)) for name, (statistic, rows) in statistics.items()}
+    return {name: asdict(bootstrap(statistic, sheet.sources, rows)) for name, (statistic, rows) in statistics.items()}
 
 
 def breakdown(sheet: Sheet, key: str) -> dict[str, dict[str, float]]:

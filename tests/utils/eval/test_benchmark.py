@@ -16,6 +16,12 @@ from utils.data.sid_mini import main as build_mini
 from utils.eval.benchmark import Answers, Figures, Truth, against_real, breakdown, headline, main, read_scores
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures are tested, not the width of their intervals."""
+    monkeypatch.setattr("utils.eval.bootstrap.RESAMPLES", 20)
+
+
 def truth() -> Truth:
     """A real, a GAN's, a generated and two tampered pictures of 8 x 8; the upper half of the tampered ones is."""
     masks = np.zeros((5, 8, 8), bool)
