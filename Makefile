@@ -25,31 +25,31 @@ $(READY): requirements.txt requirements-dev.txt
 	 || { echo "error: installing requirements-dev.txt failed: is a package index reachable, and is there 2 GB of disk?" >&2; exit 1; }
 	@touch $@
 
-HANDFUL := examples/SID_handful/train
+HANDFUL := examples/SID_handful/test
 demo: $(READY)
 	@$(PY) chat.py --version ck/SIDA-tiny --vis_save_path vis_output --image $(HANDFUL)/real/*.jpg $(HANDFUL)/full_synthetic/*.jpg $(HANDFUL)/tampered/*.jpg
 	@echo; echo "Masks and overlays are in vis_output/. Next: $(PY) chat.py asks for a prompt and for the path of a picture."
 
-# From nothing to a small real checkpoint in about an hour and a half on two cores with AMX (three times that without): 24 000 pictures
-# from examples/photos, a random base, its encoders patch by patch, the whole network as the 7B is trained, merge.
+# From nothing to ck/SIDA-tiny in about an hour and three quarters on two cores with AMX (three times that without): 24 000 pictures from
+# examples/photos, a random base, its encoders patch by patch, the whole network as the 7B is trained, merge.
 MINI := data/SID_Mini
 $(MINI): | $(READY)
 	$(PY) -m utils.data.sid_mini --out $(MINI) --size 256 --per_class 8000
 tiny: $(READY) $(MINI)
 	rm -rf runs/tiny runs/tiny-base
 	$(PY) -m utils.train.scratch --out runs/tiny-base --dataset_dir $(MINI)
-	$(PY) -m utils.train.pretrain --version runs/tiny-base --dataset_dir $(MINI) --steps 3000
+	$(PY) -m utils.train.pretrain --version runs/tiny-base --dataset_dir $(MINI) --steps 3600
 	$(PY) train_SIDA.py --version runs/tiny-base --dataset_dir $(MINI) --exp_name tiny --precision bf16 --train_vision --turn --lora_r 0 --train_text \
 	  --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \
 	  --epochs 3 --steps_per_epoch 500 --lr 0.0003 --workers 1
-	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny --save_path runs/SIDA-tiny --precision fp16
+	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny --save_path ck/SIDA-tiny --precision fp16
 
-# Its figures on pictures that it never saw, and how fast this code is beside a plain baseline.
+# The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
 bench: $(READY) $(MINI)
-	@test -f runs/SIDA-tiny/config.json || { echo "error: no runs/SIDA-tiny: run make tiny first" >&2; exit 1; }
-	$(PY) -m utils.eval.benchmark --version runs/SIDA-tiny --dataset_dir $(MINI) --out runs/benchmarks
-	$(PY) -m utils.eval.plots runs/tiny --out runs/benchmarks/learning_curve.png
-	$(PY) -m benchmarks.run --out runs/benchmarks
+	$(PY) -m utils.eval.benchmark --version ck/SIDA-tiny --dataset_dir $(MINI) --bits 8 4 --out docs/benchmarks
+	@if [ -f runs/tiny/log.jsonl ]; then $(PY) -m utils.eval.plots runs/tiny --out docs/benchmarks/learning_curve.png; fi
+	$(PY) -m benchmarks.run --size medium --lengths 64 512 --memory --floors --out docs/benchmarks
+	$(PY) -m benchmarks.curve --out docs/benchmarks
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --cov --cov-report=term:skip-covered

@@ -11,7 +11,6 @@ import argparse
 import functools
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ import torch
 from benchmarks import baseline
 from benchmarks.cases import ANSWER, ask
 from benchmarks.networks import SIZES, build, judge
-from benchmarks.run import pictures
+from benchmarks.run import peak, pictures
 from model.types import Label
 from utils.infer.decode import read_batch
 from utils.infer.pipeline import SidaPipeline
@@ -69,7 +68,7 @@ def measure(point: Point, folder: Path) -> Point:
     start = time.perf_counter()
     call()
     seconds = time.perf_counter() - start
-    return Point(**asdict(point) | {"seconds": seconds, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+    return Point(**asdict(point) | {"seconds": seconds, "megabytes": peak()})
 
 
 def _call(point: Point, pipe: SidaPipeline, folder: Path) -> Callable[[], object]:

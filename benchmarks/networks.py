@@ -46,8 +46,9 @@ def build(size: str, folder: Path) -> SidaPipeline:
 
 
 @torch.no_grad()
-def judge(pipe: SidaPipeline, label: Label) -> None:
-    """Make every verdict `label`: random weights would decide by chance how much work a picture is."""
+def judge(pipe: SidaPipeline, label: Label | None) -> None:
+    """Make every verdict `label`, or leave it to the weights: random ones would decide by chance how much work a picture is."""
     bias = pipe.model.model.cls_head[0][3].bias
     bias.zero_()
-    bias[label] = 1e3
+    if label is not None:
+        bias[label] = 1e3

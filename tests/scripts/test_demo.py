@@ -1,4 +1,4 @@
-"""The shipped checkpoint answers right on the pictures it was overfitted to, from the class to the mask."""
+"""What the demo shows is what the shipped checkpoint says of pictures that it has not seen in training, its mistake included."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.types import Label
 from tests.scripts.launch import ROOT
+from utils.data.records import Record
 from utils.data.sid_set import read_split
 from utils.data.transforms import read_gray
 from utils.infer.pipeline import SidaPipeline
 
-RECORDS = read_split(ROOT / "examples" / "SID_handful", "train", descriptions=True, strict=True)
+RECORDS = read_split(ROOT / "examples" / "SID_handful", "test", descriptions=True, strict=True)
+MISSED = {"tampered/geothermal_gan_patch.jpg": Label.FULL_SYNTHETIC}
+LEAST_IOU = 0.5  # of the tampered pictures that are found
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +25,14 @@ def pipe() -> SidaPipeline:
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.id)
-def test_picture(pipe: SidaPipeline, record: object) -> None:
+def test_picture(pipe: SidaPipeline, record: Record) -> None:
     result = pipe(record.image)
-    assert result.label is record.label
-    assert result.text.startswith(f"[CLS] The image is {record.label.title.replace('_', ' ')}")
-    if record.mask is None:
-        assert result.mask is None
-        return
-    truth = read_gray(record.mask) > 0
-    assert (result.mask & truth).sum() / (result.mask | truth).sum() > 0.9
+    assert result.label is MISSED.get(record.id, record.label)
+    assert result.text.startswith("[CLS] The image is ")
+    assert (result.mask is None) == (result.label is not Label.TAMPERED)
+    if result.mask is not None and record.mask is not None:
+        truth = read_gray(record.mask) > 127
+        assert (result.mask & truth).sum() / (result.mask | truth).sum() > LEAST_IOU
 
 
 def test_the_checkpoint_is_small_and_names_no_machine() -> None:
