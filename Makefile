@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | tiny | bench | clean-venv. Each target sets up .venv by itself, once.
+# make demo | app | test | test-all | lint | tiny | bench | clean-venv. Each target sets up .venv by itself, once.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,13 +7,13 @@ READY := $(VENV)/.ready
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-all lint tiny bench clean-venv
+.PHONY: setup demo app test test-all lint tiny bench clean-venv
 setup: $(READY)
 
 # uv when it can be had (seconds), pip otherwise. `--torch-backend auto` picks the CPU build of torch where there is no GPU;
 # its index may be out of reach, then the plain requirement serves.
 $(READY): requirements.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than 3.10: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@echo "setting up $(VENV) (about 1.6 GB; a minute or two)"
 	@$(PYTHON) -m venv $(VENV) || { echo "error: could not make $(VENV): is python3-venv installed?" >&2; exit 1; }
 	@$(PY) -m pip install -q uv 2>/dev/null || true
@@ -29,6 +29,9 @@ HANDFUL := examples/SID_handful/test
 demo: $(READY)
 	@$(PY) chat.py --version ck/SIDA-tiny --vis_save_path vis_output --image $(HANDFUL)/real/*.jpg $(HANDFUL)/full_synthetic/*.jpg $(HANDFUL)/tampered/*.jpg
 	@echo; echo "Masks and overlays are in vis_output/. Next: $(PY) chat.py asks for a prompt and for the path of a picture."
+
+app: $(READY)
+	@$(PY) app.py
 
 # From nothing to ck/SIDA-tiny in about an hour and three quarters on two cores with AMX (three times that without): 24 000 pictures from
 # examples/photos, a random base, its encoders patch by patch, the whole network as the 7B is trained, merge.

@@ -8,6 +8,7 @@ python evaluate_SIDA.py --compare runs/a runs/b
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -33,6 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", help="default: the GPU when there is one")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
+    parser.add_argument("--save_temperature", action="store_true", help="write the temperature that fits this split best into the checkpoint's config.json")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two folders written by --out")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -41,6 +43,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--protocol {sorted(unknown)[0]!r}: expected some of {', '.join(PROTOCOLS)}")
     if not args.compare and not (args.version and args.dataset):
         parser.error("--version and --dataset are needed, or --compare")
+    if args.save_temperature and args.split == "test":
+        parser.error("--save_temperature with --split test: fit it on validation, or the test figures mean nothing")
     return args
 
 
@@ -76,8 +80,9 @@ def evaluated(args: argparse.Namespace) -> str:
     from utils.data.sources import read_source
     from utils.distributed import is_main
     from utils.eval.pages import write_pages
-    from utils.eval.runs import chosen, claim, collect
+    from utils.eval.runs import chosen, collect
     from utils.eval.summary import summarize
+    from utils.infer.ledger import claim
     from utils.infer.pipeline import SidaPipeline, choose_device
     from utils.train.engine import join
 
@@ -97,8 +102,19 @@ def evaluated(args: argparse.Namespace) -> str:
     if not is_main():
         return ""
     figures = {name: summarize([line for line in lines if line.corruption == name], args.protocols, intervals=name == "") for name in ("", *names)}
+    if args.save_temperature:
+        calibrate(args.version, [line for line in lines if line.corruption == ""])
     write_pages(args.out, figures, lines, f"{args.version} on {args.dataset}, split {args.split}")
     return (args.out / "report.md").read_text() + f"\nwritten to {args.out}\n"
+
+
+def calibrate(folder: Path, lines: Sequence[Any]) -> None:
+    """Fit the temperature of `folder`'s class head on these pictures."""
+    from utils.eval.summary import Sheet, fit_temperature
+
+    sheet, path = Sheet(lines), folder / "config.json"
+    fitted = {"temperature": round(fit_temperature(sheet.logits, sheet.labels), 4), "calibrated_on": len(sheet.labels)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | fitted, indent=2) + "\n")
 
 
 if __name__ == "__main__":

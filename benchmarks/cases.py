@@ -45,7 +45,7 @@ class Case:
 def ask(pipe: SidaPipeline, record: Record, tokens: int) -> Question:
     """One picture's question; its answer has `tokens` tokens, whatever they are."""
     (read,) = [SidaDataset([record], pipe.processor)[0]]
-    asked = pipe._question(baseline.cv2.imread(str(record.image))[..., ::-1].copy(), None, tokens, None)
+    asked = pipe._question(pipe.prepare(record.image), None, tokens, None)
     return replace(asked, stop_ids=(), original_hw=read.original_hw)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import imagehash
@@ -64,7 +65,11 @@ def inspect(stored: Stored) -> FileFacts:
 
 def jpeg_quality(image: ImageFile.ImageFile) -> int | None:
     """libjpeg's quality setting whose luminance table is nearest, 1..100; None for what is not a JPEG."""
-    table = getattr(image, "quantization", {}).get(0)
+    return table_quality(getattr(image, "quantization", {}).get(0))
+
+
+def table_quality(table: Sequence[int] | None) -> int | None:
+    """The same of a luminance table, 64 numbers row by row; None for none."""
     if table is None or len(table) != len(LUMINANCE):
         return None
     errors = [np.abs(_table(quality) - np.array(table)).sum() for quality in range(1, 101)]

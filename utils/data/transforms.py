@@ -20,6 +20,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 SAM_SHIFT, SAM_SCALE = (torch.tensor(values).view(3, 1, 1) for values in (SAM_MEAN, SAM_STD))
 CLIP_SHIFT, CLIP_SCALE = (np.array(values, dtype=np.float32) for values in (CLIP_MEAN, CLIP_STD))
+LONGEST = 64  # times the short side: a line of 1 x 60 000 pixels would become 224 x 13 million
 GREY_VALUES = (np.arange(256) / 255.0).astype(np.float32)
 CLIP_VALUES = (((np.arange(256) * (1 / 255)).astype(np.float32)[:, None] - CLIP_SHIFT) / CLIP_SCALE)[None]  # of a grey level, [1, 256, 3]
 
@@ -91,11 +92,18 @@ def mask_target(gray: np.ndarray, side: int) -> Tensor:
 def clip_input(rgb: np.ndarray, side: int = 224) -> Tensor:
     """uint8 [H, W, 3] -> float32 [3, side, side], what CLIPImageProcessor of openai/clip-vit-large-patch14 gives within a grey level, see `resize`.
 
-    The short side is resized to `side` and the middle is cut out: a long picture loses its ends.
+    The short side is resized to `side` and the middle is cut out: a long picture loses its ends (beyond LONGEST, before it is resized).
     """
     height, width = rgb.shape[:2]
+    if max(height, width) > LONGEST * min(height, width):
+        rgb = middle(rgb, min(height, LONGEST * width), min(width, LONGEST * height))
+        height, width = rgb.shape[:2]
     h, w = (int(side * x / min(height, width)) for x in (height, width))
-    resized = resize(rgb, (h, w), "bicubic")
-    top, left = (h - side) // 2, (w - side) // 2
-    crop = resized[top : top + side, left : left + side]
+    crop = middle(resize(rgb, (h, w), "bicubic"), side, side)
     return torch.from_numpy(cv2.LUT(crop, CLIP_VALUES).transpose(2, 0, 1).copy())
+
+
+def middle(array: np.ndarray, h: int, w: int) -> np.ndarray:
+    """The h x w pixels in the middle of [H, W, 3]."""
+    top, left = (array.shape[0] - h) // 2, (array.shape[1] - w) // 2
+    return array[top : top + h, left : left + w]

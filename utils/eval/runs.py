@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,23 +23,7 @@ from utils.data.records import Record
 from utils.distributed import barrier, is_main, rank, world_size
 from utils.eval.judging import Line, judge
 
-LINES, SETTINGS = "per_image.jsonl", "settings.json"
-
-
-def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder this evaluation's. ValueError when it holds another."""
-    path = folder / SETTINGS
-    settings = json.loads(json.dumps(settings))
-    if path.is_file():
-        found = json.loads(path.read_text())
-        wrong = [f"{name}: {found.get(name)!r} there, {settings.get(name)!r} here" for name in {**found, **settings} if found.get(name) != settings.get(name)]
-        if wrong:
-            raise ValueError(f"{folder} holds another evaluation ({'; '.join(wrong)}): give another --out, or delete it")
-    barrier()  # all have looked before one writes
-    if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + "\n")
-    barrier()
+LINES = "per_image.jsonl"
 
 
 def chosen(records: Sequence[Record], limit: int, seed: int) -> list[Record]:

@@ -106,15 +106,21 @@ def calibration(sheet: Sheet) -> dict[str, Any]:
     if part.sum() < 10 or (~part).sum() < 10:
         return {}
 
-    def loss(log_temperature: float) -> float:
-        scaled = log_softmax(sheet.logits[part] / np.exp(log_temperature), axis=1)
-        return float(-scaled[np.arange(part.sum()), sheet.labels[part]].mean())
-
-    temperature = float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+    temperature = fit_temperature(sheet.logits[part], sheet.labels[part])
     rest = {"before": sheet.logits[~part], "after": sheet.logits[~part] / temperature}
     return {"temperature": temperature, "fitted_on": int(part.sum()), "measured_on": int((~part).sum())} | {
         name: _calibrated(softmax(logits, axis=1), sheet.labels[~part]) for name, logits in rest.items()
     }
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """By which [N, 3] logits must be divided for the likeliest [N] labels (Guo et al. 2017)."""
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return float(-scaled[np.arange(len(labels)), labels].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
 def _calibrated(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:

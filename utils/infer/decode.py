@@ -36,8 +36,8 @@ class Question:
 
     prompt_ids: Tensor  # int64 [1, T]
     verdicts: tuple[list[int], ...]  # token ids of each class's verdict sentence; the tampered one ends in [SEG]
-    images_clip: Tensor  # [1, 3, 224, 224]
-    images_sam: Tensor  # [1, 3, S, S]
+    images_clip: Tensor  # [1, 3, 224, 224], or the tower's features [1, P, D]
+    images_sam: Tensor  # [1, 3, S, S], or SAM's embedding [1, E, S/16, S/16]
     resized_hw: Size
     original_hw: Size
     max_new_tokens: int = 512
@@ -57,6 +57,7 @@ class Reading:
     cls_logits: Tensor  # [3]
     mask_logits: Tensor | None = None  # [n, h, w] for a tampered image; a pixel is tampered where > 0
     answer_ids: list[int] = field(default_factory=list)
+    embedding: Tensor | None = None  # SAM's, [1, E, S/16, S/16], when it was computed: in place of `images_sam` it saves SAM's encoder next time
 
 
 class _Layer(DynamicLayer):
@@ -116,14 +117,19 @@ class _Rows:
         self.mask = self.mask[kept, :length]
 
 
+def likeliest(cls_logits: Tensor) -> Tensor:
+    """[B, 3] -> the class with the highest logit, [B]."""
+    return cls_logits.argmax(dim=-1)
+
+
 def read(model: SIDAForCausalLM, question: Question, decode: str = "generate") -> Reading:
     """Answer `question` by one of DECODES; ValueError for another."""
     return read_batch(model, [question], decode)[0]
 
 
 @torch.inference_mode()
-def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: str = "generate") -> list[Reading]:
-    """Answer `questions` together, each as if alone, by one of DECODES; ValueError for another."""
+def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: str = "generate", judge: Callable[[Tensor], Tensor] = likeliest) -> list[Reading]:
+    """Answer `questions` together, each as if alone, by one of DECODES; ValueError for another. `judge`: class logits [B, 3] -> labels [B]."""
     if decode not in DECODES:
         raise ValueError(f"decode is {decode!r}: expected one of {DECODES}")
     rows = _Rows(model, len(questions), questions[0].prompt_ids.device)
@@ -131,20 +137,24 @@ def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: st
     cls_logits = model.model.cls_head[0](prompt[:, -1])
     answers: list[list[int]] = [[] for _ in questions]
     written: list[Tensor] = []
+    judged = judge(cls_logits).tolist()
     if decode != "forced":
-        judged = cls_logits.argmax(dim=-1).tolist()
         openings = [q.verdicts[label] if decode == "explain" else [] for q, label in zip(questions, judged, strict=True)]
         answers, written = _greedy(model, questions, rows, prompt[:, -1], openings, guarded=decode != "reference")
     if decode == "reference":
         return [_read_reference(model, q, prompt[i], answers[i], [states[i] for states in written]) for i, q in enumerate(questions)]
-    tampered = (cls_logits.argmax(dim=-1) == Label.TAMPERED).nonzero().flatten().tolist()
+    tampered = [i for i, label in enumerate(judged) if label == Label.TAMPERED]
     segs = {i: written[answers[i].index(model.seg_id)][i] for i in tampered if model.seg_id in answers[i]}
     if silent := [i for i in tampered if i not in segs]:
         rows.rewind(prompt.shape[1], silent)
         segs |= zip(silent, rows.extend([questions[i].tampered_ids for i in silent])[:, -1], strict=True)
-    masks = _masks(model, [questions[i] for i in tampered], [segs[i][None] for i in tampered], cls_logits[tampered])
-    found = dict(zip(tampered, masks, strict=True))
-    return [Reading(cls_logits[i], found.get(i), answer) for i, answer in enumerate(answers)]
+    readings = [Reading(logits, answer_ids=answer) for logits, answer in zip(cls_logits, answers, strict=True)]
+    if tampered:
+        embeddings = model.model.visual_model.encode(torch.cat([questions[i].images_sam for i in tampered]))
+        masks = _masks(model, [questions[i] for i in tampered], [segs[i][None] for i in tampered], cls_logits[tampered], embeddings)
+        for i, mask, embedding in zip(tampered, masks, embeddings, strict=True):
+            readings[i].mask_logits, readings[i].embedding = mask, embedding[None]
+    return readings
 
 
 def loop_length(ids: Sequence[int]) -> int:
@@ -181,12 +191,9 @@ def _greedy(
         state = rows.extend([[token] if i in writing else [] for i, token in enumerate(tokens)])[:, -1]
 
 
-def _masks(model: SIDAForCausalLM, questions: Sequence[Question], states: list[Tensor], cls_logits: Tensor) -> list[Tensor]:
-    """B x [n, H] states and [B, 3] class logits -> B x [n, h, w] mask logits at the original sizes."""
-    if not questions:
-        return []
-    images = torch.cat([q.images_sam for q in questions])
-    return model.segment(states, cls_logits, images, [q.resized_hw for q in questions], [q.original_hw for q in questions])
+def _masks(model: SIDAForCausalLM, questions: Sequence[Question], states: list[Tensor], cls_logits: Tensor, images_sam: Tensor) -> list[Tensor]:
+    """B x [n, H] states, [B, 3] class logits, pixels or embeddings -> B x [n, h, w] mask logits at the original sizes."""
+    return model.segment(states, cls_logits, images_sam, [q.resized_hw for q in questions], [q.original_hw for q in questions])
 
 
 def _read_reference(model: SIDAForCausalLM, question: Question, prompt: Tensor, answer: list[int], written: list[Tensor]) -> Reading:
@@ -200,4 +207,4 @@ def _read_reference(model: SIDAForCausalLM, question: Question, prompt: Tensor, 
     if int(cls_logits[-1].argmax()) != Label.TAMPERED:
         return Reading(cls_logits[-1], answer_ids=answer)
     seg = states[positions_before(ids, model.seg_id)[0, :-1]]
-    return Reading(cls_logits[-1], _masks(model, [question], [seg], cls_logits[:1])[0], answer)
+    return Reading(cls_logits[-1], _masks(model, [question], [seg], cls_logits[:1], question.images_sam)[0], answer)

@@ -1,29 +1,30 @@
-"""A checkpoint that answers about pictures: the same object behind chat and everything built on it."""
+"""A checkpoint that answers about pictures: the same object behind chat, predict, the web page and everything built on them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.checkpoint import load_pretrained
 from model.quantize import quantize
 from model.sida import SIDAForCausalLM
 from model.tokens import END_TOKEN, SidaTokenizer
-from model.types import Label
+from model.types import Label, Size
 from utils.data.conversation import answer as verdict_text
 from utils.data.conversation import question as trained_question
 from utils.data.dataset import SidaProcessor
-from utils.data.transforms import read_rgb
 from utils.infer.decode import Question, Reading, read_batch
-from utils.infer.visualize import overlay, write_picture
+from utils.infer.intake import Opened, Picture, open_picture
+from utils.infer.prediction import Prediction
 
-Picture = str | Path | np.ndarray  # a file, or uint8 RGB [H, W, 3]
+AT_ONCE = 64.0  # megapixels of one batch
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What the original prints whatever the model wrote; only --decode reference does.
 CANNED = {
@@ -33,31 +34,6 @@ CANNED = {
 }
 
 
-@dataclass
-class Prediction:
-    """The answer about one picture."""
-
-    image: np.ndarray  # uint8 RGB [H, W, 3]
-    label: Label | None  # None only with decode="reference" when neither prompt nor answer holds a [CLS]
-    probs: dict[str, float]  # class title -> probability; empty when label is None
-    text: str
-    mask: np.ndarray | None  # bool [H, W] at the original size when judged tampered and a mask was decoded
-    seconds: float  # a batch's time is shared out evenly
-    ended: bool = True  # False for a text that was cut: too long, or repeating itself
-
-    def save(self, folder: str | Path, name: str) -> dict[str, str | None]:
-        """Write `NAME_mask_0.png` (0/255) and `NAME_masked_img_0.jpg`; returns their paths, None when there is no mask."""
-        if self.mask is None:
-            return {"mask": None, "overlay": None}
-        mask = write_picture(Path(folder) / f"{name}_mask_0.png", self.mask)
-        return {"mask": str(mask), "overlay": str(write_picture(Path(folder) / f"{name}_masked_img_0.jpg", overlay(self.image, self.mask)))}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Label, probabilities, text and the share of tampered pixels (0..1), ready for JSON."""
-        area = None if self.mask is None else float(self.mask.mean())
-        return {"label": self.label.title if self.label is not None else None, "probs": self.probs, "text": self.text, "area": area}
-
-
 def choose_device(name: str | None = None) -> str:
     """`name`, or the GPU when there is one."""
     if name and name.startswith("cuda") and not torch.cuda.is_available():
@@ -65,12 +41,40 @@ def choose_device(name: str | None = None) -> str:
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class SidaPipeline:
-    """Ask a checkpoint about pictures."""
+@dataclass
+class Seen:
+    """A picture and what the encoders made of it: asked again, it is not encoded again."""
 
-    def __init__(self, model: SIDAForCausalLM, tokenizer: SidaTokenizer, device: str, dtype: torch.dtype) -> None:
+    opened: Opened
+    images_clip: Tensor  # [1, 3, 224, 224], or the tower's features [1, P, D]
+    images_sam: Tensor  # SAM's input [1, 3, S, S]; its embedding [1, E, S/16, S/16] once a mask was decoded
+    resized_hw: Size
+
+
+def _batches(images: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
+    """`size` pictures each, fewer when they are large; a batch that is full does not wait for the next picture."""
+    batch: list[Opened] = []
+    for image in images:
+        if batch and sum(one.megapixels for one in batch) + image.megapixels > AT_ONCE:
+            yield batch
+            batch = []
+        batch.append(image)
+        if len(batch) == size or image.megapixels > AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class SidaPipeline:
+    """Ask a checkpoint about pictures.
+
+    pipe = SidaPipeline.from_pretrained("ck/SIDA-tiny"); pipe("photo.jpg"); pipe([...], batch_size=8); for p in pipe.stream(paths): ...
+    """
+
+    def __init__(self, model: SIDAForCausalLM, tokenizer: SidaTokenizer, device: str, dtype: torch.dtype, folder: Path | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.folder = device, dtype, folder
         self.processor = SidaProcessor(tokenizer, model.config)
 
     @classmethod
@@ -87,62 +91,99 @@ class SidaPipeline:
         model, tokenizer = load_pretrained(folder, dtype=dtype, **overrides)
         if bits:
             quantize(model, bits, dtype)
-        return cls(model.to(device).eval(), tokenizer, device, dtype)
+        return cls(model.to(device).eval(), tokenizer, device, dtype, Path(folder).resolve())
 
-    def detect(self, images: Picture | Sequence[Picture], batch_size: int = 8) -> Prediction | list[Prediction]:
+    def detect(self, images: Picture | Sequence[Picture], batch_size: int = 8, threshold: float | None = None) -> Prediction | list[Prediction]:
         """Class and mask without a written answer: one pass over the prompt, and SAM only where it is tampered. As `__call__`."""
-        return self(images, decode="forced", batch_size=batch_size)
+        return self(images, decode="forced", batch_size=batch_size, threshold=threshold)
 
     def __call__(
         self,
-        images: Picture | Sequence[Picture],
+        images: Picture | Opened | Seen | Sequence[Picture],
         question: str | None = None,
         *,
         decode: str = "generate",
         batch_size: int = 8,
         max_new_tokens: int = 512,
+        threshold: float | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Prediction | list[Prediction]:
-        """Ask about a path or an RGB array [H, W, 3], or about a list of them, `batch_size` at a time; one gives one answer, a list a list.
+        """Ask about one picture (see `intake.Picture`), or about a list of them, `batch_size` at a time; one gives one answer, a list a list.
 
-        `question` defaults to the one the checkpoint was trained on. `on_text` receives the text so far of one picture's answer, each
-        time it grows. FileNotFoundError or ValueError for a picture, question, decode or batch size that does not do.
+        `question` defaults to the one the checkpoint was trained on. A picture is fake when the probability of that reaches `threshold`;
+        by default the likeliest class decides. `on_text` receives the text so far of one picture's answer, each time it grows.
+        FileNotFoundError or ValueError for a picture, question, decode or batch size that does not do.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: expected at least 1")
-        if isinstance(images, Picture):
-            return self._answer([images], question, decode, max_new_tokens, on_text)[0]
+        if not isinstance(images, list | tuple):
+            return self._answer([images], question, decode, max_new_tokens, threshold, on_text)[0]
         if on_text is not None:
             raise ValueError(f"on_text with a list of {len(images)} pictures: it follows one answer, ask about one picture at a time")
-        batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-        return [prediction for batch in batches for prediction in self._answer(batch, question, decode, max_new_tokens, None)]
+        return list(self.stream(images, question, decode=decode, batch_size=batch_size, max_new_tokens=max_new_tokens, threshold=threshold))
 
-    def _answer(self, images: Sequence[Picture], text: str | None, decode: str, max_new_tokens: int, on_text: Callable[[str], None] | None) -> list[Prediction]:
+    def stream(
+        self,
+        images: Iterable[Picture | Opened],
+        question: str | None = None,
+        *,
+        decode: str = "forced",
+        batch_size: int = 8,
+        max_new_tokens: int = 512,
+        threshold: float | None = None,
+    ) -> Iterator[Prediction]:
+        """Answers in order, while `images` are still coming: `batch_size` at a time, fewer when they are large. As `__call__`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+        for batch in _batches(map(open_picture, images), batch_size):
+            yield from self._answer(batch, question, decode, max_new_tokens, threshold)
+
+    @torch.inference_mode()
+    def look(self, image: Picture | Opened) -> Seen:
+        """Open a picture and run CLIP over it once for all questions to come; SAM follows when a mask is first asked for."""
+        seen = self.prepare(image)
+        seen.images_clip = self.model.see(seen.images_clip)
+        return seen
+
+    def prepare(self, image: Picture | Opened) -> Seen:
+        """Open a picture and turn it into the encoders' inputs."""
+        opened = open_picture(image)
+        clip, sam, resized = self.processor.images(opened.rgb)
+        return Seen(opened, clip[None].to(self.device, self.dtype), sam[None].to(self.device, self.dtype), resized)
+
+    def _answer(
+        self,
+        images: Sequence[Picture | Opened | Seen],
+        text: str | None,
+        decode: str,
+        max_new_tokens: int,
+        threshold: float | None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[Prediction]:
         """One batch."""
         start = time.perf_counter()
-        rgbs = [image if isinstance(image, np.ndarray) else read_rgb(Path(image)) for image in images]
-        questions = [self._question(rgb, text, max_new_tokens, on_text) for rgb in rgbs]
-        readings = read_batch(self.model, questions, decode)
-        answered = [(reading, *self._verdict(reading), self._mask(reading)) for reading in readings]
+        seen = [image if isinstance(image, Seen) else self.prepare(image) for image in images]
+        questions = [self._question(one, text, max_new_tokens, on_text) for one in seen]
+        readings = read_batch(self.model, questions, decode, lambda logits: self._judge(logits, threshold))
+        for one, reading in zip(seen, readings, strict=True):
+            one.images_sam = one.images_sam if reading.embedding is None else reading.embedding
+        answered = [(reading, *self._verdict(reading, threshold), self._mask(reading)) for reading in readings]
         seconds = (time.perf_counter() - start) / len(images)
         ended = [decode == "forced" or reading.answer_ids[-1] in asked.stop_ids for asked, reading in zip(questions, readings, strict=True)]
         return [
-            Prediction(rgb, label, probs, self._text(reading, label, decode), mask, seconds, whole)
-            for rgb, (reading, label, probs, mask), whole in zip(rgbs, answered, ended, strict=True)
+            Prediction(one.opened, label, probs, self._text(reading, label, decode), mask, seconds, whole)
+            for one, (reading, label, probs, mask), whole in zip(seen, answered, ended, strict=True)
         ]
 
-    def _question(self, rgb: np.ndarray, text: str | None, max_new_tokens: int, on_text: Callable[[str], None] | None) -> Question:
-        image_clip, image_sam, resized = self.processor.images(rgb)
+    def _question(self, seen: Seen, text: str | None, max_new_tokens: int, on_text: Callable[[str], None] | None) -> Question:
         prompt_ids = self.processor.prompt_ids(text or trained_question(self.model.config.stage))
         room = self.model.config.max_position_embeddings - len(prompt_ids)
         stop = (self.tokenizer.eos_id, *([self.tokenizer.id_of(END_TOKEN)] if END_TOKEN in self.tokenizer.added else []))
         return Question(
             prompt_ids=torch.tensor([prompt_ids], device=self.device),
             verdicts=tuple(self.tokenizer.encode(verdict_text(label, "sida"), bos=False) for label in Label),
-            images_clip=image_clip[None].to(self.device, self.dtype),
-            images_sam=image_sam[None].to(self.device, self.dtype),
-            resized_hw=resized,
-            original_hw=rgb.shape[:2],
+            images_clip=seen.images_clip,
+            images_sam=seen.images_sam,
+            resized_hw=seen.resized_hw,
+            original_hw=seen.opened.rgb.shape[:2],
             max_new_tokens=min(max_new_tokens, room),
             stop_ids=stop,
             on_token=self._streamer(on_text),
@@ -165,12 +206,21 @@ class SidaPipeline:
             return None
         return (reading.mask_logits[0] > 0).cpu().numpy()
 
-    @staticmethod
-    def _verdict(reading: Reading) -> tuple[Label | None, dict[str, float]]:
+    def _probabilities(self, cls_logits: Tensor) -> Tensor:
+        return (cls_logits.float() / self.model.config.temperature).softmax(dim=-1)
+
+    def _judge(self, cls_logits: Tensor, threshold: float | None) -> Tensor:
+        """[B, 3] -> labels [B]."""
+        if threshold is None:
+            return cls_logits.argmax(dim=-1)
+        fake = 1 - self._probabilities(cls_logits)[:, Label.REAL] >= threshold
+        return torch.where(fake, 1 + cls_logits[:, 1:].argmax(dim=-1), Label.REAL)
+
+    def _verdict(self, reading: Reading, threshold: float | None) -> tuple[Label | None, dict[str, float]]:
         if reading.cls_logits.isnan().any():
             return None, {}
-        probs = reading.cls_logits.float().softmax(dim=-1)
-        return Label(int(probs.argmax())), {label.title: float(probs[label]) for label in Label}
+        probs = self._probabilities(reading.cls_logits)
+        return Label(int(self._judge(reading.cls_logits[None], threshold))), {label.title: float(probs[label]) for label in Label}
 
     def _text(self, reading: Reading, label: Label | None, decode: str) -> str:
         if decode == "reference" and label is not None and self.model.config.stage == "sida":

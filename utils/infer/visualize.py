@@ -15,7 +15,9 @@ def overlay(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int] = R
     if image.shape[:2] != mask.shape:
         raise ValueError(f"image is {image.shape[:2]} but mask {mask.shape}: expected the same height and width")
     out = image.copy()
-    out[mask] = (image[mask] * (1 - alpha) + np.asarray(color) * alpha).astype(np.uint8)
+    for channel, value in enumerate(color):
+        tinted = (np.arange(256) * (1 - alpha) + value * alpha).astype(np.uint8)  # of each grey level: a picture in floats would take eight times its size
+        out[..., channel][mask] = tinted[image[..., channel][mask]]
     return out
 
 

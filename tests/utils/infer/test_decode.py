@@ -40,7 +40,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory, pictures: list[Path]) -> Sida
 
 def questions(pipe: SidaPipeline, pictures: list[Path], tokens: int = 8) -> list[Question]:
     """One per picture, with prompts of three lengths and masks wanted at the training size."""
-    asked = [pipe._question(read_rgb(path), PROMPTS[i % 3], tokens, None) for i, path in enumerate(pictures)]
+    asked = [pipe._question(pipe.prepare(path), PROMPTS[i % 3], tokens, None) for i, path in enumerate(pictures)]
     assert len({q.prompt_ids.shape[1] for q in asked}) == 3
     assert len({q.resized_hw for q in asked}) > 1
     return [replace(q, original_hw=q.resized_hw) for q in asked]
@@ -116,8 +116,8 @@ def test_a_written_seg_is_where_the_mask_is_read(pipe: SidaPipeline, pictures: l
 
 def test_only_tampered_images_reach_sam(pipe: SidaPipeline, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    sam = pipe.model.model.visual_model
-    monkeypatch.setattr(sam, "encode", lambda images, encode=sam.encode: (seen.append(len(images)), encode(images))[1])
+    encoder = pipe.model.model.visual_model.image_encoder
+    monkeypatch.setattr(encoder, "forward", lambda images, forward=encoder.forward: (seen.append(len(images)), forward(images))[1])
     readings = read_batch(pipe.model, questions(pipe, pictures), "forced")
     assert seen == [sum(reading.mask_logits is not None for reading in readings)]
 
@@ -150,7 +150,7 @@ def test_an_answer_that_repeats_itself_is_cut(pipe: SidaPipeline, pictures: list
     """A head that always says token 9: without the guard, and in the original's decoding, the limit alone stops it."""
     monkeypatch.setattr(pipe.model.lm_head, "forward", lambda states: torch.nn.functional.one_hot(torch.full(states.shape[:-1], 9), 12).float())
     assert [pipe(pictures[0], decode=decode, max_new_tokens=20).ended for decode in ("generate", "reference", "forced")] == [False, False, True]
-    asked = pipe._question(np.zeros((32, 32, 3), np.uint8), None, 20, None)
+    asked = pipe._question(pipe.prepare(np.zeros((32, 32, 3), np.uint8)), None, 20, None)
     assert read(pipe.model, asked).answer_ids == [9]
     assert read(pipe.model, asked, "reference").answer_ids == [9] * 20
 

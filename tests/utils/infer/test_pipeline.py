@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -59,9 +60,8 @@ def test_path_and_array_are_the_same(pipe: SidaPipeline, picture: Path) -> None:
 
 def test_cached_answer_equals_the_uncached_one(pipe: SidaPipeline, picture: Path) -> None:
     """Greedy decoding over the cache writes what running everything again for each token writes."""
-    from utils.data.transforms import read_rgb
 
-    question = pipe._question(read_rgb(picture), None, 12, None)
+    question = pipe._question(pipe.prepare(picture), None, 12, None)
     answer = read(pipe.model, question).answer_ids
     ids = question.prompt_ids
     with torch.inference_mode():
@@ -72,12 +72,13 @@ def test_cached_answer_equals_the_uncached_one(pipe: SidaPipeline, picture: Path
 
 
 def test_transformers_generate_writes_the_same(pipe: SidaPipeline, picture: Path) -> None:
-    from utils.data.transforms import read_rgb
 
-    question = pipe._question(read_rgb(picture), None, 12, None)
+    question = pipe._question(pipe.prepare(picture), None, 12, None)
     answer = read(pipe.model, question).answer_ids
     ids = question.prompt_ids
-    sequence = pipe.model.generate(ids, attention_mask=torch.ones_like(ids), images_clip=question.images_clip, max_new_tokens=12, do_sample=False, use_cache=True)
+    sequence = pipe.model.generate(
+        ids, attention_mask=torch.ones_like(ids), images_clip=question.images_clip, max_new_tokens=12, do_sample=False, use_cache=True
+    )
     assert sequence[0, ids.shape[1] :].tolist() == answer
 
 
@@ -165,8 +166,8 @@ def test_chat_loop_asks_again_for_a_wrong_path(
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not a picture")
-    lines = iter(["Is it real?\n", "nowhere.png\n", f"{broken}\n", "Is it real?\n", f"{picture}\n", ""])
-    monkeypatch.setattr("sys.stdin", type("Pipe", (), {"readline": lambda self: next(lines)})())
+    lines = f"Is it real?\nnowhere.png\n{broken}\nIs it real?\n{picture}\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     assert chat.main(["--version", str(checkpoint), "--vis_save_path", str(tmp_path), "--model_max_length", "4"]) == 0
     out, err = capsys.readouterr()
     assert "Please input your prompt: " in err
@@ -175,11 +176,14 @@ def test_chat_loop_asks_again_for_a_wrong_path(
     assert out.count("text_output: ") == 1
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["--version", "nowhere"], "no config.json in nowhere"),
-    (["--version", "CK", "--vision-tower", "nobody/none", "--image", "PIC"], "--vision-tower"),
-    (["--version", "CK", "--image", "nowhere.png"], "nowhere.png"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--version", "nowhere"], "no config.json in nowhere"),
+        (["--version", "CK", "--vision-tower", "nobody/none", "--image", "PIC"], "--vision-tower"),
+        (["--version", "CK", "--image", "nowhere.png"], "nowhere.png"),
+    ],
+)
 def test_chat_errors_are_sentences(checkpoint: Path, picture: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     filled = [{"CK": str(checkpoint), "PIC": str(picture)}.get(word, word) for word in argv]
     assert chat.main(filled) == 1

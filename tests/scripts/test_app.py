@@ -1,0 +1,86 @@
+"""app.py in a browser: upload, verdict, mask, downloads; nothing is asked of any other machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import urlparse
+
+import pytest
+
+from tests.scripts.launch import ROOT
+from tests.utils.infer.test_report import CHECK, PHOTO
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A running app.py."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen([sys.executable, "app.py", "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield wait(f"http://127.0.0.1:{port}")
+        finally:
+            process.terminate()
+
+
+def wait(address: str, seconds: float = 120) -> str:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"{address}/api/health", timeout=5) as answer:
+                assert json.load(answer)["status"] == "ok"
+                return address
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.5)
+    raise TimeoutError(address)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
+def test_in_a_browser(address: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.set_input_files("#picture input[type=file]", PHOTO, timeout=60_000)
+        page.wait_for_selector("#downloads a", timeout=60_000)
+        assert page.inner_text("#verdict").startswith("Tampered")
+        assert "%" in page.inner_text("#bars")
+        assert page.wait_for_selector("#marked img").evaluate("image => image.naturalWidth") == 256
+        assert "perceptual_hash" in page.inner_text("#provenance")
+        links = [link.get_attribute("href") for link in page.query_selector_all("#downloads a")]
+        report = page.request.get(next(link for link in links if link.endswith(".json"))).json()
+        assert page.request.get(next(link for link in links if link.endswith(".png"))).body()[:4] == b"\x89PNG"
+        browser.close()
+    CHECK.validate(report)
+    assert report["file"]["name"] == PHOTO.name
+    assert {urlparse(url).hostname for url in asked if url.startswith("http")} == {"127.0.0.1"}
+
+
+def test_both_pages_of_the_api_stay_local(address: str) -> None:
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        html = answer.read().decode()
+    assert "fonts.googleapis" not in html
+    assert 'src="http' not in html
+
+
+def test_bad_flags_end_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    import app
+
+    assert app.main(["--version", "nowhere"]) == 1
+    assert "no config.json in nowhere" in capsys.readouterr().err
