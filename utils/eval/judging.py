@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from utils.data.dataset import SidaDataset, decode
 from utils.data.records import Record
 from utils.data.sampler import Draw
 from utils.eval.metrics import legacy_overlap
+from utils.infer.pipeline import SidaPipeline
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,9 @@ class Line:
     oracle_overlap: list[int] | None = None
     f1_at: list[float] | None = None  # the oracle's, at THRESHOLDS
     legacy: list[float] | None = None  # intersection, union, as the original counts them
+    text: str | None = None  # the explanation, where there is one to compare it with
+    ended: bool | None = None  # whether the text ended by itself
+    reference: str | None = None  # the data set's description
 
     @property
     def key(self) -> tuple[str, str]:
@@ -84,14 +88,26 @@ def begin(record: Record, corruption: str, error: str | None = None) -> Line:
 def judge(
     model: SIDAForCausalLM, dataset: SidaDataset, batches: Sequence[list[int]], corruption: str, device: torch.device, dtype: torch.dtype, workers: int
 ) -> Iterator[list[Line]]:
-    """The lines of each of `batches`, indices into `dataset`, one list per batch."""
+    """The lines of each of `batches`, indices into `dataset`, one list per batch. A checkpoint that explains does so where there is a description."""
     prompt = torch.tensor(encode(dataset.processor.tokenizer, model.config, question(model.config.stage), answer(Label.TAMPERED, model.config.stage))[0])
+    explains = model.config.stage == "description" and not corruption
+    pipe = SidaPipeline(model, dataset.processor.tokenizer, str(device), dtype) if explains else None
     place = {record.id: i for i, record in enumerate(dataset.records)}
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=device.type == "cuda")
     for indices, (batch, _) in zip(batches, loader, strict=True):
         lines = {} if batch is None else {line.id: line for line in _lines(model, dataset, place, batch.to(device, dtype), prompt.to(device), corruption)}
         records = [dataset.records[i] for i in indices]
+        if pipe is not None:
+            explain(pipe, [record for record in records if record.description and record.id in lines], lines)
         yield [lines[record.id] if record.id in lines else begin(record, corruption, "cannot be read") for record in records]
+
+
+def explain(pipe: SidaPipeline, records: Sequence[Record], lines: Mapping[str, Line]) -> None:
+    """Add text and reference to the lines of these pictures."""
+    answers = pipe([record.image.read_bytes() for record in records], decode="explain", batch_size=max(1, len(records)))
+    for record, told in zip(records, answers, strict=True):
+        line = lines[record.id]
+        line.text, line.ended, line.reference = told.text, told.ended, record.description
 
 
 @torch.inference_mode()

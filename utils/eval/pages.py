@@ -27,8 +27,8 @@ HEADLINES = {
 }
 
 
-def write_pages(folder: Path, figures: Mapping[str, Any], lines: Sequence[Line], title: str) -> None:
-    """`figures`: corruption ("" for none) -> summarize(...)."""
+def write_pages(folder: Path, figures: Mapping[str, Any], lines: Sequence[Line], title: str, more: Sequence[str] = ()) -> None:
+    """`figures`: corruption ("" for none) -> summarize(...); `more`: pictures that are in the folder already."""
     clean = figures[""]
     (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
     rows = [(HEADLINES[name], value["value"], value["low"], value["high"]) for name, value in clean["intervals"].items()]
@@ -40,7 +40,7 @@ def write_pages(folder: Path, figures: Mapping[str, Any], lines: Sequence[Line],
     (folder / "table.tex").write_text(
         f"\\begin{{tabular}}{{lrr}}\n\\toprule\nFigure & Value & 95\\,\\% interval \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
     )
-    plots = draw(folder, Sheet([line for line in lines if line.corruption == ""]), figures)
+    plots = draw(folder, Sheet([line for line in lines if line.corruption == ""]), figures) + list(more)
     (folder / "report.md").write_text(report(figures, title, plots))
 
 
@@ -72,6 +72,10 @@ def report(figures: Mapping[str, Any], title: str, plots: Sequence[str]) -> str:
         out += [f"| {when} scaling | {calibration[when]['ece']:.3f} | {calibration[when]['brier']:.3f} |" for when in ("before", "after")]
     for name, row in clean.get("localization", {}).items():
         out += ["", f"Localization, {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items())]
+    if told := clean.get("explanation"):
+        out += ["", f"Explanations of {told['images']} pictures that have a description, {told['unparsed']} of them not parsed whole:", ""]
+        out += ["| figure | value | 95 % interval |", "|---|---|---|"]
+        out += [f"| {name} | {row['value']:.3f} | [{row['low']:.3f}, {row['high']:.3f}] |" for name, row in told["figures"].items()]
     if "legacy" in clean:
         out += [
             "",

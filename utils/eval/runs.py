@@ -19,6 +19,7 @@ from tqdm import tqdm
 from model.sida import SIDAForCausalLM
 from utils.data.corruptions import Corruption
 from utils.data.dataset import SidaDataset, SidaProcessor
+from utils.data.features import FeatureCache
 from utils.data.records import Record
 from utils.distributed import barrier, is_main, rank, world_size
 from utils.eval.judging import Line, judge
@@ -62,6 +63,7 @@ def collect(
     device: torch.device,
     dtype: torch.dtype,
     workers: int = 0,
+    features: FeatureCache | None = None,
 ) -> list[Line]:
     """Judge what `folder` does not hold yet, shared out among ranks batch by batch; returns all lines, on every rank. ValueError for a batch size below 1."""
     if batch_size < 1:
@@ -79,7 +81,8 @@ def collect(
     )
     with (folder / f"per_image.{rank()}.jsonl").open("a") as out:
         for name in dict.fromkeys(name for name, _ in mine):
-            dataset = SidaDataset(records, processor, replace_unreadable=False, augment=Corruption(name, seed) if name else None)
+            change, known = (Corruption(name, seed), None) if name else (None, features)
+            dataset = SidaDataset(records, processor, replace_unreadable=False, augment=change, features=known)
             own = [batch for other, batch in mine if other == name]
             for lines in judge(model, dataset, own, name, device, dtype, workers):
                 out.writelines(json.dumps(line.to_dict()) + "\n" for line in lines)

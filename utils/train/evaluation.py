@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from model.sida import SIDAForCausalLM
 from utils.data.dataset import SidaDataset
-from utils.distributed import is_main
+from utils.distributed import barrier, is_main
 from utils.eval.evaluate import evaluate
-from utils.eval.report import format_report
+from utils.eval.reporting import report_on
+from utils.infer.pipeline import SidaPipeline
 from utils.train.build import finished_model, make_processor, read_records
 from utils.train.config import TrainConfig
 from utils.train.engine import DTYPES, join, pick_device
@@ -38,14 +40,21 @@ def prepare_evaluation(cfg: TrainConfig) -> Callable[[], str]:
     records = read_records(cfg, "validation")
     model, tokenizer = finished_model(cfg, DTYPES[cfg.precision], device)
     processor = make_processor(cfg, model, tokenizer)
-    dataset = SidaDataset(records, processor, replace_unreadable=False, features=open_cache(cfg, model, processor, records, device))
+    features = open_cache(cfg, model, processor, records, device)
+    pipe = SidaPipeline(model.to(device).eval(), tokenizer, str(device), DTYPES[cfg.precision])
 
     def run() -> str:
-        figures = validate(cfg, model, dataset, cfg.pictures_dir / "eval")
-        written = cfg.run_dir / "eval.json"
+        folder = cfg.run_dir / "eval"
         if is_main():
-            cfg.run_dir.mkdir(parents=True, exist_ok=True)
-            written.write_text(json.dumps(figures, indent=2) + "\n")
-        return f"{format_report(figures)}\n\nwritten to {written}"
+            shutil.rmtree(folder, ignore_errors=True)  # lines of another checkpoint
+            folder.mkdir(parents=True)
+        barrier()
+        title = f"{cfg.resume or cfg.version} on {cfg.validation_dir}"
+        figures = report_on(folder, pipe, records, title, batch_size=cfg.val_batch_size, workers=cfg.workers, features=features)
+        if not is_main():
+            return ""
+        written = cfg.run_dir / "eval.json"
+        written.write_text(json.dumps(figures[""], indent=2) + "\n")
+        return f"{(folder / 'report.md').read_text()}\nwritten to {folder} and {written}"
 
     return run
