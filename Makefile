@@ -1,4 +1,4 @@
-# make demo | app | test | test-all | lint | tiny | bench | clean-venv. Each target sets up .venv by itself, once.
+# make demo | predict | app | test | test-all | lint | tiny | bench | clean-venv. Each target sets up .venv by itself, once.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo app test test-all lint tiny bench clean-venv
+.PHONY: setup demo predict app test test-all lint tiny bench clean-venv
 setup: $(READY)
 
 # uv when it can be had (seconds), pip otherwise. `--torch-backend auto` picks the CPU build of torch where there is no GPU;
@@ -30,6 +30,9 @@ demo: $(READY)
 	@$(PY) chat.py --version ck/SIDA-tiny --vis_save_path vis_output --image $(HANDFUL)/real/*.jpg $(HANDFUL)/full_synthetic/*.jpg $(HANDFUL)/tampered/*.jpg
 	@echo; echo "Masks and overlays are in vis_output/. Next: $(PY) chat.py asks for a prompt and for the path of a picture."
 
+PICTURES ?= $(error say which: make predict PICTURES=photo.jpg)
+predict: $(READY)
+	@$(PY) predict.py $(PICTURES)
 app: $(READY)
 	@$(PY) app.py
 
@@ -46,6 +49,7 @@ tiny: $(READY) $(MINI)
 	  --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \
 	  --epochs 3 --steps_per_epoch 500 --lr 0.0003 --workers 1
 	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny --save_path ck/SIDA-tiny --precision fp16
+	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(MINI) --split validation --save_temperature --out runs/tiny-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
 bench: $(READY) $(MINI)

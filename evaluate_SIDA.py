@@ -114,7 +114,7 @@ def calibrate(folder: Path, lines: Sequence[Any]) -> None:
     from utils.eval.summary import Sheet, fit_temperature
 
     sheet, path = Sheet(lines), folder / "config.json"
-    fitted = {"temperature": round(fit_temperature(sheet.logits, sheet.labels), 4), "calibrated_on": len(sheet.labels)}
+    fitted = {"cls_temperature": round(fit_temperature(sheet.logits, sheet.labels), 4), "calibrated_on": len(sheet.labels)}
     path.write_text(json.dumps(json.loads(path.read_text()) | fitted, indent=2) + "\n")
 
 

@@ -207,7 +207,7 @@ def load_for_training(
     `reinit_heads` repeats the original, which initialises all heads again and takes the whole SAM from `vision_pretrained`.
     """
     folder = Path(version)
-    config, tokenizer = read_config(folder, **overrides, stage=stage, temperature=1.0, calibrated_on=0), SidaTokenizer.from_pretrained(folder)
+    config, tokenizer = read_config(folder, **overrides, stage=stage, cls_temperature=1.0, calibrated_on=0), SidaTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(STAGE_TOKENS[stage])
     tower = load_tower(config.vision_tower, folder, dtype)
     config.clip = tower_fields(tower)

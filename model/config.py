@@ -46,7 +46,7 @@ class SidaConfig(LlamaConfig):
     stage: str = "sida"
     conv_type: str = "llava_v1"
     model_max_length: int = 512  # tokens, image patches included
-    temperature: float = 1.0  # class logits are divided by it before they become probabilities
+    cls_temperature: float = 1.0  # class logits are divided by it before they become probabilities
     calibrated_on: int = 0  # pictures that it was fitted on; 0: not fitted
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -59,8 +59,8 @@ class SidaConfig(LlamaConfig):
             raise ValueError(f"conv_type is {self.conv_type!r}: expected one of {CONV_TYPES}")
         if self.mm_vision_select_feature not in SELECT_FEATURES:
             raise ValueError(f"mm_vision_select_feature is {self.mm_vision_select_feature!r}: expected one of {SELECT_FEATURES}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}: expected a number above 0")
+        if not self.cls_temperature > 0:
+            raise ValueError(f"cls_temperature is {self.cls_temperature}: expected a number above 0")
         if self.image_size % 16:
             raise ValueError(f"image_size is {self.image_size}: expected a multiple of SAM's patch size, 16")
         super().__post_init__(**kwargs)

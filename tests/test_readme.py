@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -12,13 +13,16 @@ import merge_lora_weights_and_save_hf_model as merge_script
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = "\n".join(re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)).replace("\\\n", " ")
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = "\n".join(text for language, text in FENCED if not language).replace("\\\n", " ")
 COMMANDS = [line for line in BLOCKS.splitlines() if re.match(r"(deepspeed|torchrun|python|sh|make|cd) ", line)]
 
 
 def known_flags(script: str) -> str:
     if script.startswith("chat"):
         return chat.build_parser("sida").format_help()
+    if script in ("predict.py", "app.py"):
+        return importlib.import_module(script.removesuffix(".py")).build_parser().format_help()
     if script.startswith("merge"):
         return merge_script.build_parser().format_help()
     return (ROOT / ("evaluate_SIDA.py" if script.startswith("evaluate") else "utils/train/config.py")).read_text()

@@ -207,7 +207,7 @@ class SidaPipeline:
         return (reading.mask_logits[0] > 0).cpu().numpy()
 
     def _probabilities(self, cls_logits: Tensor) -> Tensor:
-        return (cls_logits.float() / self.model.config.temperature).softmax(dim=-1)
+        return (cls_logits.float() / self.model.config.cls_temperature).softmax(dim=-1)
 
     def _judge(self, cls_logits: Tensor, threshold: float | None) -> Tensor:
         """[B, 3] -> labels [B]."""

@@ -58,7 +58,7 @@ def checkpoint(pipe: SidaPipeline) -> dict[str, Any]:
     """Which weights answered."""
     config, folder = pipe.model.config, pipe.folder
     known = {"name": folder and folder.name, "weights_sha256": folder and weights_sha256(folder), "stage": config.stage}
-    return known | {"temperature": config.temperature, "calibrated_on": config.calibrated_on}
+    return known | {"temperature": config.cls_temperature, "calibrated_on": config.calibrated_on}
 
 
 def build(pipe: SidaPipeline, prediction: Prediction, rules: Rules, *, decode: str, saved: Mapping[str, str | None] | None = None) -> dict[str, Any]:

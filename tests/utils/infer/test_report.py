@@ -107,9 +107,9 @@ def test_a_threshold_moves_the_verdict_and_its_mask(pipe: SidaPipeline) -> None:
 
 def test_temperature_changes_probabilities_and_no_verdict(pipe: SidaPipeline) -> None:
     before = pipe.detect(PHOTO)
-    was, pipe.model.config.temperature = pipe.model.config.temperature, 3 * pipe.model.config.temperature
+    was, pipe.model.config.cls_temperature = pipe.model.config.cls_temperature, 3 * pipe.model.config.cls_temperature
     after = pipe.detect(PHOTO)
-    pipe.model.config.temperature = was
+    pipe.model.config.cls_temperature = was
     assert after.label is before.label
     logits = torch.tensor([before.probs[label.title] for label in Label]).log() / 3
     torch.testing.assert_close(torch.tensor(list(after.probs.values())), logits.softmax(0), atol=1e-4, rtol=0)
