@@ -158,8 +158,11 @@ def css(answers: Sequence[Said], records: Sequence[Record], encoder: str) -> np.
     def embed(text: str) -> torch.Tensor:
         return model(**tokenizer(text, return_tensors="pt", truncation=True)).last_hidden_state[0].mean(dim=0)
 
-    pairs = [(embed(str(answer.told)), embed(str(parse(record.description or "")))) for answer, record in zip(answers, records, strict=True)]
-    return np.array([torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs])
+    def similarity(told: str, truth: str) -> float:
+        return torch.cosine_similarity(embed(told), embed(truth), dim=0).item() if told and truth else 0.0  # silence is like nothing
+
+    truths = [str(parse(record.description or "")) for record in records]
+    return np.array([similarity(str(answer.told), truth) for answer, truth in zip(answers, truths, strict=True)])
 
 
 def blind(answers: Sequence[Said], train: Sequence[Record]) -> list[Said]:

@@ -10,7 +10,8 @@ import pytest
 from model.types import Label
 from utils.data.explanation import Explanation, parse
 from utils.data.records import Record
-from utils.eval.explanations import Said, blind, cells, class_of, columns, points_at, summary
+from utils.eval.explanations import Said, blind, cells, class_of, columns, explained, points_at, summary
+from utils.eval.judging import Line
 
 TRUTH = "Type: splicing. Areas: a small area at the upper left. Tampered Content: a boat. Visual Inconsistencies: noise: it jumps."
 REAL = "Type: real. Areas: none. Tampered Content: none. Visual Inconsistencies: noise: even."
@@ -89,3 +90,34 @@ def test_blind_says_the_commonest() -> None:
 def test_silence_counts_as_wrong() -> None:
     values = columns([said("", Label.TAMPERED), said(REAL, Label.REAL)], [record(Label.TAMPERED, TRUTH), record(Label.REAL, REAL)])
     assert values["not empty"][0] == values["parsed"][0] == values["text and class head agree"][0] == values["manipulation right, of detected"][0] == 0
+
+
+def test_lines_of_an_evaluation() -> None:
+    """Texts in lines count as in `columns`; a text that cannot be parsed is counted, a line without one is in no figure."""
+    label = int(Label.TAMPERED)
+    texts = [f"[CLS] The image is tampered [SEG] {TRUTH}", "[CLS] The image is tampered [SEG] mumble", None]
+    lines = [Line(f"{i}", f"{i}.jpg", "", label, predicted=label, text=text, ended=True, reference=TRUTH if text else None) for i, text in enumerate(texts)]
+    told = explained(lines)
+    assert (told["images"], told["unparsed"]) == (2, 1)
+    assert told["figures"]["manipulation right, of detected"]["value"] == 0.5
+    assert 0.5 <= told["figures"]["ROUGE-L"]["value"] < 0.75
+    assert explained(lines[2:]) == {}
+
+
+def test_css_of_a_sentence_encoder(tmp_path: Path) -> None:
+    """A random encoder: the same words are at 1, others below."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from utils.eval.explanations import css
+
+    words = sorted({"[PAD]", "[UNK]", *TRUTH.replace(".", " .").replace(":", " :").split(), "mumble"})
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
+    BertModel(BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).save_pretrained(tmp_path)
+    texts = [TRUTH, TRUTH.replace("splicing", "mumble mumble"), "mumble"]
+    values = css([said(text, Label.TAMPERED) for text in texts], [record(Label.TAMPERED, TRUTH)] * 3, str(tmp_path))
+    assert values[0] == pytest.approx(1, abs=1e-5)
+    assert 0 < values[1] < 1 - 1e-4
+    assert values[2] == 0  # nothing of it could be parsed

@@ -78,6 +78,22 @@ def test_an_empty_path_keeps_the_picture_and_its_features(tmp_path: Path, monkey
     assert f"[{PHOTO}]" in err
 
 
+def test_ctrl_c_stops_an_answer_and_keeps_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    call, calls = SidaPipeline.__call__, []
+
+    def interrupted(self: SidaPipeline, *args: object, **kwargs: object) -> object:
+        calls.append(args[0])
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(SidaPipeline, "__call__", interrupted)
+    out, _ = talk(["", str(PHOTO), "", "", "/quit"], tmp_path, monkeypatch, capsys)
+    assert "stopped" in out
+    assert "class: tampered" in out
+    assert calls[0] is calls[1]
+
+
 def test_a_picture_asked_again_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = SidaPipeline.from_pretrained(ROOT / "ck" / "SIDA-tiny", device="cpu")
     fresh, seen = pipe.detect(PHOTO), pipe.look(PHOTO)
