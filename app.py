@@ -42,11 +42,13 @@ def make_app(args: argparse.Namespace) -> object:
     import gradio as gr
     import transformers
 
+    from utils.infer.intake import allow
     from utils.infer.page import page
     from utils.infer.pipeline import SidaPipeline
     from utils.infer.report import Rules
     from utils.infer.service import Limits, Service, api
 
+    allow(args.max_megapixels)
     transformers.utils.logging.disable_progress_bar()
     pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=args.device)
     limits = Limits(megabytes=args.max_megabytes, megapixels=args.max_megapixels, waiting=args.queue)

@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict(args: argparse.Namespace) -> int:
     """Write a record for each picture as soon as it is known."""
     from utils.infer.files import find
+    from utils.infer.intake import allow
 
+    allow(args.max_megapixels)
     names = find(args.paths, args.allow_url)
 
     import transformers

@@ -85,7 +85,7 @@ def report(figures: Mapping[str, Any], title: str, plots: Sequence[str]) -> str:
     for key, table in clean["by"].items():
         out += ["", f"| {key} | pictures | accuracy | called fake | mask IoU |", "|---|---|---|---|---|"]
         out += [
-            f"| {name} | {row['images']} | {row['accuracy']:.3f} | {row['called_fake']:.3f} | {row.get('iou', float('nan')):.3f} |"
+            f"| {name} | {row['images']} | {row['accuracy']:.3f} | {row['called_fake']:.3f} | {cell(row, 'iou')} |"
             for name, row in table.items()
         ]
     if len(figures) > 1:
@@ -133,7 +133,13 @@ def draw(folder: Path, sheet: Sheet, figures: Mapping[str, Any]) -> list[str]:
     for i, figure in enumerate(next(iter(table.values()))):
         axis.bar(np.arange(len(table)) + 0.2 * i, [row[figure] for row in table.values()], width=0.2, label=figure)
     axis.set_xticks(np.arange(len(table)) + 0.3, list(table), rotation=30, ha="right")
+    axis.set_ylim(0, 1.1)
     axis.legend(frameon=False, ncols=4)
     bars.savefig(folder / "robustness.png", dpi=100)
     pyplot.close(bars)
     return ["plots.png", "robustness.png"]
+
+
+def cell(row: Mapping[str, float], name: str) -> str:
+    """Three decimals, or nothing for a figure that this row has not."""
+    return f"{row[name]:.3f}" if name in row else ""

@@ -18,7 +18,6 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 Image.init()
-Image.MAX_IMAGE_PIXELS = None  # `open_picture` has a limit of its own, checked before anything is decoded
 pillow_heif.register_heif_opener()
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")  # none that runs another program
@@ -76,6 +75,8 @@ def open_picture(picture: Picture | Opened, megapixels: float = MEGAPIXELS) -> O
             return _decode(image, name, content)
     except Oversized:
         raise
+    except Image.DecompressionBombError as error:
+        raise Oversized(f"{name} is larger than Pillow opens: {error}; see `allow`") from error
     except BROKEN as error:
         detail = str(error).replace("cannot identify image file", "not a picture:").split("<_io")[0].strip(" :")
         raise ValueError(f"cannot read {name}: {detail or type(error).__name__}") from error
@@ -83,6 +84,11 @@ def open_picture(picture: Picture | Opened, megapixels: float = MEGAPIXELS) -> O
 
 class Oversized(ValueError):
     """More pixels or bytes than allowed."""
+
+
+def allow(megapixels: float) -> None:
+    """Let Pillow open pictures of so many megapixels, for the whole program: it has a limit of its own, and warns below that."""
+    Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6)
 
 
 def read_file(path: Path) -> bytes:
