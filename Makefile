@@ -57,6 +57,7 @@ bench: $(READY) $(MINI)
 	@if [ -f runs/tiny/log.jsonl ]; then $(PY) -m utils.eval.plots runs/tiny --out docs/benchmarks/learning_curve.png; fi
 	$(PY) -m benchmarks.run --size medium --lengths 64 512 --memory --floors --out docs/benchmarks
 	$(PY) -m benchmarks.curve --out docs/benchmarks
+	$(PY) -m benchmarks.many --dataset_dir $(MINI) --out docs/benchmarks
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --cov --cov-report=term:skip-covered

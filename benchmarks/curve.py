@@ -100,7 +100,7 @@ def draw(measured: Sequence[Point], millions: dict[str, float], out: Path) -> No
 
     matplotlib.use("agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     images = [p for p in measured if p.line.startswith("verdict,")]
     lengths = [p for p in measured if p.line in ("answer", "baseline")]
@@ -116,11 +116,16 @@ def draw(measured: Sequence[Point], millions: dict[str, float], out: Path) -> No
             for line in dict.fromkeys(p.line for p in chosen):
                 row = sorted((x(p), getattr(p, field)) for p in chosen if p.line == line)
                 axis.plot(*zip(*row, strict=True), marker="o", label=line)
-            axis.set(xlabel=title, ylabel={"seconds": "seconds", "megabytes": "peak resident MB"}[field], xscale="log", yscale="log")
+            axis.set(xlabel=title, ylabel={"seconds": "seconds", "megabytes": "peak resident MB"}[field], xscale="log")
             axis.set_xticks(sorted({round(x(p)) for p in chosen}), labels=sorted({round(x(p)) for p in chosen}))
             axis.xaxis.set_minor_locator(NullLocator())
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("{x:g}")
+            if field == "seconds":
+                axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_minor_locator(NullLocator())
+                axis.yaxis.set_major_formatter("{x:g}")
+            else:
+                axis.set_ylim(0)
             axis.grid(alpha=0.3)
             axis.legend(frameon=False)
     figure.savefig(out, dpi=110)

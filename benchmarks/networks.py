@@ -32,7 +32,7 @@ def _size(hidden: int, layers: int, clip: tuple[int, int], sam: tuple[int, int],
 
 SIZES = {
     "small": _size(128, 2, (128, 2), (96, 2), 256),
-    "medium": _size(512, 8, (256, 8), (192, 6), 1024),  # the 41.9 M-parameter configuration of the speed bars
+    "medium": _size(512, 8, (256, 8), (192, 6), 1024),  # the configuration of the speed bars, 37 M parameters
     "large": _size(768, 12, (384, 12), (256, 8), 1024),
 }
 

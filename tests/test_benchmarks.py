@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import curve, floor
+from benchmarks import curve, floor, many
 from benchmarks.cases import Case
 from benchmarks.run import BARS, main, measure
 from model.types import Label
+
+HANDFUL = Path(__file__).parents[1] / "examples" / "SID_handful"
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,13 @@ def test_cost_curve(tmp_path: Path, folder: Path) -> None:
 def test_different_results_are_not_compared() -> None:
     with pytest.raises(ValueError, match="wrong: results differ by 1"):
         measure(Case("wrong", lambda: 1.0, lambda: 2.0, lambda a, b: abs(a - b)), repeats=1)
+
+
+def test_one_run_over_many_pictures_gives_the_records_of_single_runs(tmp_path: Path) -> None:
+    many.main(["--pictures", "2", "--dataset_dir", str(HANDFUL), "--split", "test", "--out", str(tmp_path)])
+    figures = json.loads((tmp_path / "many.json").read_text())
+    assert figures["pictures"] == 2
+    assert figures["differences"] == []
+    assert figures["model_ratio"] > 0
+    assert many.difference({"a": {"time": 1, "p": 0.5}}, {"a": {"time": 2, "p": 0.50001}}) == []
+    assert many.difference({"a": {"p": 0.5, "label": "real"}}, {"a": {"p": 0.6, "label": "tampered"}}) == [".a.p: 0.5 against 0.6", ".a.label: real against tampered"]

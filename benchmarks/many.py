@@ -1,0 +1,73 @@
+"""Many pictures in one run of predict.py beside one run for each: model time, the whole time, and whether the records are the same.
+
+    python -m benchmarks.many --pictures 64 --out docs/benchmarks
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.data.sid_set import read_split
+
+OWN = ("milliseconds", "time")  # of `run`: what is a run's own
+CLOSE = 1e-4  # of a probability: sums in a batch are taken in another order
+
+
+def predict(pictures: Sequence[Path], version: str, out: Path) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds of the whole process and its records, by name."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "predict.py", *map(str, pictures), "--version", version, "--out", str(out)], check=True, capture_output=True)
+    seconds = time.perf_counter() - start
+    records = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    return seconds, sorted(records, key=lambda record: record["file"]["name"])
+
+
+def difference(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two records differ, floats by more than CLOSE."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [found for key in one if key not in OWN for found in difference(one[key], other[key], f"{path}.{key}")]
+    same = abs(one - other) <= CLOSE if isinstance(one, float) and isinstance(other, float) else one == other
+    return [] if same else [f"{path}: {one} against {other}"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write many.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", default=64, type=int, metavar="N", help="of the split, spread over the classes (64)")
+    parser.add_argument("--dataset_dir", default="data/SID_Mini", metavar="DIR", help="(data/SID_Mini)")
+    parser.add_argument("--split", default="validation", metavar="NAME", help="(validation)")
+    parser.add_argument("--version", default="ck/SIDA-tiny", metavar="CKPT", help="(ck/SIDA-tiny)")
+    parser.add_argument("--out", default=Path("docs/benchmarks"), type=Path, metavar="DIR", help="(docs/benchmarks)")
+    args = parser.parse_args(argv)
+    records = read_split(args.dataset_dir, args.split)
+    if not 0 < args.pictures <= len(records):
+        raise SystemExit(f"--pictures {args.pictures}: {args.dataset_dir} has 1 to {len(records)}")
+    pictures = [Path(record.image) for record in records[:: len(records) // args.pictures][: args.pictures]]
+    with tempfile.TemporaryDirectory() as folder:
+        together, many = predict(pictures, args.version, Path(folder) / "many")
+        alone = [predict([picture], args.version, Path(folder) / str(i)) for i, picture in enumerate(sorted(pictures, key=str))]
+    singles = [record for _, (record,) in alone]
+    model = {name: sum(record["run"]["milliseconds"] for record in records) / 1000 for name, records in (("many", many), ("single", singles))}
+    figures = {
+        "pictures": len(pictures),
+        "model_seconds": model,
+        "model_ratio": model["single"] / model["many"],
+        "process_seconds": {"many": together, "single": sum(seconds for seconds, _ in alone)},
+        "process_ratio": sum(seconds for seconds, _ in alone) / together,
+        "differences": [found for one, other in zip(many, singles, strict=True) for found in difference(one, other, one["file"]["name"])],
+    }
+    text = json.dumps(figures, indent=1) + "\n"
+    (args.out / "many.json").write_text(text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()
