@@ -50,10 +50,13 @@ def traces(levels: Tensor) -> Tensor:
 
     log(1 + x) of the magnitudes of the block's DCT, and of the mean and the root mean square of each noise residual in it.
     """
-    levels = levels.float().contiguous(memory_format=torch.channels_last)  # half the time on a CPU
-    dct = F.conv2d(levels, FILTERS["dct"].to(levels.device), stride=BLOCK)
-    residual = F.conv2d(levels, FILTERS["residual"].to(levels.device), padding=2)
-    return torch.cat([dct.abs(), F.avg_pool2d(residual.abs(), BLOCK), F.lp_pool2d(residual, 2, BLOCK) / BLOCK], dim=1).log1p()
+    filters = {name: kernel.to(levels.device) for name, kernel in FILTERS.items()}
+    found = []
+    for few in levels.float().contiguous(memory_format=torch.channels_last).split(4):  # a CPU's caches hold so many; that layout halves the time
+        dct, residual = F.conv2d(few, filters["dct"], stride=BLOCK), F.conv2d(few, filters["residual"], padding=2)
+        mean = F.avg_pool2d(residual.abs(), BLOCK)
+        found.append(torch.cat([dct.abs_(), mean, F.avg_pool2d(residual.square_(), BLOCK).sqrt_()], dim=1).log1p_())
+    return torch.cat(found)
 
 
 class ResidualBlock(nn.Module):
@@ -95,9 +98,11 @@ class TraceStem(nn.Module):
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
         with torch.autocast(pixels.device.type, enabled=False):
             seen = traces((pixels.float() * std + mean).round())
-            spread, average = torch.std_mean(seen, dim=(2, 3), keepdim=True)
+            average = seen.mean(dim=(2, 3), keepdim=True)
+            odd = seen - average
+            spread = (odd.square().sum(dim=(2, 3), keepdim=True) / (odd[0, 0].numel() - 1)).sqrt()
             whole = torch.cat([average, spread], dim=1)[..., 0, 0].to(self.weight.dtype)
-            odd = (seen - average).to(self.weight.dtype)
+            odd = odd.to(self.weight.dtype)
         return self.outward(F.relu(self.blocks(self.inward(odd)))) + self.overall(whole)[..., None, None]
 
     @torch.no_grad()
