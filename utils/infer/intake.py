@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ MEGAPIXELS = 100.0
 MEGABYTES = 512
 # what Pillow's decoders raise for files that are not what they say
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, AttributeError, struct.error, zlib.error)
-BROKEN += (MemoryError, RuntimeError)
+BROKEN += (MemoryError, RuntimeError, Image.DecompressionBombError)
 
 Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
 """A file, its content, or pixels: RGB or grey uint8 [H, W, 3] or [H, W], a tensor [3, H, W] uint8 or float in 0..1."""
@@ -87,8 +88,9 @@ class Oversized(ValueError):
 
 
 def allow(megapixels: float) -> None:
-    """Let Pillow open pictures of so many megapixels, for the whole program: it has a limit of its own, and warns below that."""
+    """Let Pillow open pictures of so many megapixels, for the whole program: it refuses twice its own limit, and warns of less."""
     Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def read_file(path: Path) -> bytes:

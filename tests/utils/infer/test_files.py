@@ -12,6 +12,7 @@ from PIL import Image
 
 from utils.infer import files
 from utils.infer.files import ahead, fetch, find
+from utils.infer.intake import Oversized, open_picture
 
 
 @pytest.fixture
@@ -77,3 +78,12 @@ def test_reading_ahead_keeps_order_and_bounds(tmp_path: Path, monkeypatch: pytes
         out.append(name)
         assert len(started) - len(out) <= 2
     assert out == names
+
+
+def test_a_header_that_claims_five_thousand_megapixels(tmp_path: Path) -> None:
+    """Pillow raises for it even before it is opened for reading."""
+    bomb = tmp_path / "bomb.ppm"
+    bomb.write_bytes(b"P6 71000 71000 255\n" + bytes(100))
+    assert list(ahead([str(bomb)], str)) == [str(bomb)]
+    with pytest.raises(Oversized, match="larger than Pillow opens"):
+        open_picture(bomb)
