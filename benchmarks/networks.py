@@ -16,13 +16,13 @@ from utils.train.config import TrainConfig
 from utils.train.scratch import build_base
 
 
-def _size(hidden: int, layers: int, clip: tuple[int, int], sam: tuple[int, int], side: int) -> dict[str, Any]:
+def _size(hidden: int, layers: int, mlp: int, clip: tuple[int, int], sam: tuple[int, int], side: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": hidden // 64,
         "num_key_value_heads": hidden // 64,
-        "intermediate_size": 2 * hidden,
+        "intermediate_size": mlp,
         "mm_hidden_size": clip[0],
         "clip": CLIP_DEBUG | {"hidden_size": clip[0], "intermediate_size": 4 * clip[0], "num_hidden_layers": clip[1], "num_attention_heads": clip[0] // 64},
         "sam": {"embed_dim": sam[0], "depth": sam[1], "num_heads": sam[0] // 32, "global_attn_indexes": [sam[1] // 2 - 1, sam[1] - 1]},
@@ -31,9 +31,9 @@ def _size(hidden: int, layers: int, clip: tuple[int, int], sam: tuple[int, int],
 
 
 SIZES = {
-    "small": _size(128, 2, (128, 2), (96, 2), 256),
-    "medium": _size(512, 8, (256, 8), (192, 6), 1024),  # the configuration of the speed bars, 37 M parameters
-    "large": _size(768, 12, (384, 12), (256, 8), 1024),
+    "small": _size(128, 2, 256, (128, 2), (96, 2), 256),
+    "medium": _size(512, 8, 1400, (256, 8), (192, 6), 1024),  # the configuration of the speed bars, 41.9 M parameters
+    "large": _size(768, 12, 1536, (384, 12), (256, 8), 1024),
 }
 
 

@@ -19,6 +19,7 @@ from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.sid_set import read_split
 from utils.eval.evaluate import evaluate
 from utils.eval.runs import read_lines
+from utils.infer.pipeline import SidaPipeline
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,9 @@ def test_figures_are_those_of_training_and_the_report_has_them(place: Path, whol
     lines = read_lines(whole)
     assert len(lines) == 3 * 21
     assert sum(line.error is not None for line in lines) == 3
+    told = SidaPipeline(model, tokenizer, "cpu", torch.float32).detect([line.path for line in lines if line.error is None and not line.corruption])
+    for line, one in zip((line for line in lines if line.error is None and not line.corruption), told, strict=True):
+        assert line.probs == pytest.approx(list(one.probs.values()), abs=1e-4)
 
 
 def test_killed_half_way_and_resumed(place: Path, whole: Path, tmp_path: Path) -> None:

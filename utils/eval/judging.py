@@ -50,6 +50,7 @@ class Line:
     origin: dict[str, str] = field(default_factory=dict)
     error: str | None = None  # why it could not be read; then there is nothing below
     logits: list[float] | None = None  # of the three classes
+    probs: list[float] | None = None  # of the three classes, at the checkpoint's temperature, as predict.py gives them
     predicted: int | None = None
     area: float | None = None  # of the end-to-end mask
     iou: float | None = None
@@ -117,6 +118,7 @@ def _lines(model: SIDAForCausalLM, dataset: SidaDataset, place: dict[str, int], 
     cls_logits = model.classify(hidden, ids)
     tampered = (batch.cls_labels == Label.TAMPERED).tolist()
     judged = cls_logits.argmax(dim=-1).tolist()
+    probs = (cls_logits.float() / model.config.cls_temperature).softmax(dim=-1)
     wanted = [i for i in range(len(batch)) if tampered[i] or judged[i] == Label.TAMPERED]
     states = model.seg_states(hidden, ids)
     masks = {}
@@ -125,7 +127,8 @@ def _lines(model: SIDAForCausalLM, dataset: SidaDataset, place: dict[str, int], 
         masks = dict(zip(wanted, model.low_res_masks(embeddings, [states[i] for i in wanted], cls_logits[wanted]), strict=True))
     for i, name in enumerate(batch.ids):
         line = begin(dataset.records[place[name]], corruption)
-        line.logits, line.predicted, line.area = [round(float(x), DIGITS) for x in cls_logits[i]], judged[i], 0.0
+        line.logits, line.probs = ([round(float(x), DIGITS) for x in row[i]] for row in (cls_logits, probs))
+        line.predicted, line.area = judged[i], 0.0
         if i in masks:
             upscale: Callable[..., Tensor] = model.model.visual_model.upscale
             resized, original = batch.resized_hw[i], batch.original_hw[i]
