@@ -1,0 +1,41 @@
+"""Brief descriptions: the same pictures as a manifest, the place and the kind of what was tampered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model.types import Label
+from tests.tiny import build_tiny_set
+from utils.data.brief import brief, main
+from utils.data.describe import MANIPULATIONS, describe
+from utils.data.sid_set import read_split
+from utils.data.sources import read_source
+
+
+def test_place_and_kind() -> None:
+    for i, (kind, done) in enumerate(MANIPULATIONS.items()):
+        made = {"file": f"tampered/{i}.jpg", "kind": kind, "area": 0.1, "centre": (0.1, 0.9)}
+        assert brief(str(describe(Label.TAMPERED, made))) == f"lower left, {done.type}"
+    assert brief("Type: splicing. Areas: somewhere.") is None
+
+
+def test_a_manifest_of_the_same_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = build_tiny_set(tmp_path / "set")
+    texts = {"tampered_1.png": "Type: splicing. Areas: a small area at the upper right.", "tampered_2.png": "nothing to read"}
+    (root / "train" / "description" / "tampered_GT.json").write_text(json.dumps(texts))
+    assert main(["--dataset_dir", str(root), "--out", str(tmp_path / "brief" / "set.jsonl")]) == 0
+    assert "1 pictures with a brief description" in capsys.readouterr().out
+    got, want = read_source(tmp_path / "brief" / "set.jsonl", "train", descriptions=True), read_split(root, "train")
+    assert [record.image.resolve() for record in got] == [record.image for record in want]
+    assert [record.mask and record.mask.resolve() for record in got] == [record.mask for record in want]
+    assert {record.image.name: record.description for record in got if record.description} == {"tampered_1.png": "upper right, splicing"}
+
+
+def test_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--dataset_dir", str(tmp_path / "none"), "--out", str(tmp_path / "x.jsonl")])
+    assert stopped.value.code == 1
+    assert "none" in capsys.readouterr().err
