@@ -21,10 +21,11 @@ OWN = ("milliseconds", "time")  # of `run`: what is a run's own
 CLOSE = 1e-4  # of a probability: sums in a batch are taken in another order
 
 
-def predict(pictures: Sequence[Path], version: str, out: Path) -> tuple[float, list[dict[str, Any]]]:
+def predict(pictures: Sequence[Path], version: str, precision: str, out: Path) -> tuple[float, list[dict[str, Any]]]:
     """Seconds of the whole process and its records, by name."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "predict.py", *map(str, pictures), "--version", version, "--out", str(out)], check=True, capture_output=True)
+    how = ["--version", version, "--precision", precision, "--out", str(out)]
+    subprocess.run([sys.executable, "predict.py", *map(str, pictures), *how], check=True, capture_output=True)
     seconds = time.perf_counter() - start
     records = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     return seconds, sorted(records, key=lambda record: record["file"]["name"])
@@ -45,28 +46,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset_dir", default="data/SID_Mini", metavar="DIR", help="(data/SID_Mini)")
     parser.add_argument("--split", default="validation", metavar="NAME", help="(validation)")
     parser.add_argument("--version", default="ck/SIDA-tiny", metavar="CKPT", help="(ck/SIDA-tiny)")
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], metavar="P", help="(fp32 bf16)")
     parser.add_argument("--out", default=Path("docs/benchmarks"), type=Path, metavar="DIR", help="(docs/benchmarks)")
     args = parser.parse_args(argv)
     records = read_split(args.dataset_dir, args.split)
     if not 0 < args.pictures <= len(records):
         raise SystemExit(f"--pictures {args.pictures}: {args.dataset_dir} has 1 to {len(records)}")
     pictures = [Path(record.image) for record in records[:: len(records) // args.pictures][: args.pictures]]
-    with tempfile.TemporaryDirectory() as folder:
-        together, many = predict(pictures, args.version, Path(folder) / "many")
-        alone = [predict([picture], args.version, Path(folder) / str(i)) for i, picture in enumerate(sorted(pictures, key=str))]
-    singles = [record for _, (record,) in alone]
-    model = {name: sum(record["run"]["milliseconds"] for record in records) / 1000 for name, records in (("many", many), ("single", singles))}
-    figures = {
-        "pictures": len(pictures),
-        "model_seconds": model,
-        "model_ratio": model["single"] / model["many"],
-        "process_seconds": {"many": together, "single": sum(seconds for seconds, _ in alone)},
-        "process_ratio": sum(seconds for seconds, _ in alone) / together,
-        "differences": [found for one, other in zip(many, singles, strict=True) for found in difference(one, other, one["file"]["name"])],
-    }
+    figures = {"pictures": len(pictures)} | {precision: measure(pictures, args.version, precision) for precision in args.precision}
     text = json.dumps(figures, indent=1) + "\n"
     (args.out / "many.json").write_text(text)
     sys.stdout.write(text)
+
+
+def measure(pictures: Sequence[Path], version: str, precision: str) -> dict[str, Any]:
+    """Seconds of both ways, their ratios, and where their records differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        together, many = predict(pictures, version, precision, Path(folder) / "many")
+        alone = [predict([picture], version, precision, Path(folder) / str(i)) for i, picture in enumerate(sorted(pictures, key=str))]
+    singles = [record for _, (record,) in alone]
+    model = {name: sum(record["run"]["milliseconds"] for record in records) / 1000 for name, records in (("many", many), ("single", singles))}
+    process = {"many": together, "single": sum(seconds for seconds, _ in alone)}
+    return {
+        "model_seconds": model,
+        "model_ratio": model["single"] / model["many"],
+        "process_seconds": process,
+        "process_ratio": process["single"] / process["many"],
+        "differences": [found for one, other in zip(many, singles, strict=True) for found in difference(one, other, one["file"]["name"])],
+    }
 
 
 if __name__ == "__main__":
