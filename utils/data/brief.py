@@ -1,8 +1,10 @@
 """Descriptions of tampered pictures cut to what is hard about them, the place and the kind: "upper left, splicing".
 
-In a whole description few words depend on the picture, and a small model learns the wording long before it looks. Brief ones come first.
+In a whole description few words depend on the picture, and a small model learns the wording long before it looks. Brief ones come first;
+`--mixed` lies between them and whole ones, which alone would make it forget: each tampered picture in three lengths.
 
     python -m utils.data.brief --dataset_dir data/SID_Mini --out data/SID_Mini/brief.jsonl
+    python -m utils.data.brief --dataset_dir data/SID_Mini --out data/SID_Mini/mixed.jsonl --mixed
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from model.types import Label
 from utils.data.describe import COLUMNS, ROWS
 from utils.data.explanation import parse
+from utils.data.records import Record
 from utils.data.sid_set import list_splits, read_split
 
 
@@ -27,15 +30,30 @@ def brief(description: str) -> str | None:
     return f"{places[0]}, {told.type}" if places and told.type else None
 
 
-def write(dataset_dir: Path, out: Path) -> int:
-    """A manifest of all of its pictures, only tampered ones described; returns how many are. Errors as of `read_split`."""
+def lengths(description: str) -> list[str]:
+    """The description whole, up to its areas, and brief; those that it has the fields for."""
+    return list(dict.fromkeys(filter(None, [description, description.partition(" Tampered Content:")[0], brief(description)])))
+
+
+def _texts(record: Record, split: str, mixed: bool) -> Sequence[str | None]:
+    if record.label is not Label.TAMPERED or not record.description:
+        return [record.description if mixed else None]
+    if not mixed:
+        return [brief(record.description)]
+    return lengths(record.description) if split == "train" else [record.description]
+
+
+def write(dataset_dir: Path, out: Path, mixed: bool = False) -> int:
+    """A manifest of all of its pictures, only tampered ones described, briefly; returns how many descriptions it has. Errors as of `read_split`.
+
+    mixed: every description, those of tampered training pictures in all `lengths`, a line each.
+    """
     rows = []
     for split in list_splits(dataset_dir):
         for record in read_split(dataset_dir, split, descriptions=True):
             image, mask = (path and os.path.relpath(path, out.parent) for path in (record.image, record.mask))
             row = {"image": image, "mask": mask, "label": record.label.title, "split": split}
-            said = brief(record.description) if record.description and record.label is Label.TAMPERED else None
-            rows.append(row | ({"description": said} if said else {}))
+            rows += [row | ({"description": text} if text else {}) for text in _texts(record, split, mixed)]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return sum("description" in row for row in rows)
@@ -46,12 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", type=Path, required=True, help="SID_Mini, or another set in the Drive layout with structured descriptions")
     parser.add_argument("--out", type=Path, required=True, help="a .jsonl file, for --dataset_dir of train_SIDA.py")
+    parser.add_argument("--mixed", action="store_true", help="whole descriptions of all classes, tampered training pictures in three lengths")
     args = parser.parse_args(argv)
     try:
-        described = write(args.dataset_dir, args.out)
+        described = write(args.dataset_dir, args.out, args.mixed)
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
-    sys.stdout.write(f"{args.out}: {described} pictures with a brief description\n")
+    sys.stdout.write(f"{args.out}: {described} descriptions\n")
     return 0
 
 

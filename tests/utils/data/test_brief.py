@@ -9,7 +9,7 @@ import pytest
 
 from model.types import Label
 from tests.tiny import build_tiny_set
-from utils.data.brief import brief, main
+from utils.data.brief import brief, lengths, main
 from utils.data.describe import MANIPULATIONS, describe
 from utils.data.sid_set import read_split
 from utils.data.sources import read_source
@@ -27,11 +27,30 @@ def test_a_manifest_of_the_same_pictures(tmp_path: Path, capsys: pytest.CaptureF
     texts = {"tampered_1.png": "Type: splicing. Areas: a small area at the upper right.", "tampered_2.png": "nothing to read"}
     (root / "train" / "description" / "tampered_GT.json").write_text(json.dumps(texts))
     assert main(["--dataset_dir", str(root), "--out", str(tmp_path / "brief" / "set.jsonl")]) == 0
-    assert "1 pictures with a brief description" in capsys.readouterr().out
+    assert "1 descriptions" in capsys.readouterr().out
     got, want = read_source(tmp_path / "brief" / "set.jsonl", "train", descriptions=True), read_split(root, "train")
     assert [record.image.resolve() for record in got] == [record.image for record in want]
     assert [record.mask and record.mask.resolve() for record in got] == [record.mask for record in want]
     assert {record.image.name: record.description for record in got if record.description} == {"tampered_1.png": "upper right, splicing"}
+
+
+def test_mixed_lengths(tmp_path: Path) -> None:
+    root = build_tiny_set(tmp_path / "set")
+    told = str(describe(Label.TAMPERED, {"file": "tampered/1.jpg", "kind": next(iter(MANIPULATIONS)), "area": 0.1, "centre": (0.1, 0.9)}))
+    whole, areas, short = lengths(told)
+    assert whole == told
+    assert whole.startswith(areas)
+    assert areas.count(":") == 2
+    assert short == brief(told)
+    assert lengths("nothing to read") == ["nothing to read"]
+    for split in ("train", "validation"):
+        (root / split / "description" / "tampered_GT.json").write_text(json.dumps({f"tampered_{i}.png": told for i in range(9)}))
+        (root / split / "description" / "real_GT.json").write_text(json.dumps({f"real_{i}.png": "Type: real." for i in range(9)}))
+    assert main(["--dataset_dir", str(root), "--out", str(tmp_path / "mixed.jsonl"), "--mixed"]) == 0
+    for split, forms in (("train", [whole, areas, short]), ("validation", [whole])):
+        want = [(r.image.name, f) for r in read_split(root, split, descriptions=True) for f in (forms if r.label is Label.TAMPERED else [r.description])]
+        got = [(r.image.name, r.description) for r in read_source(tmp_path / "mixed.jsonl", split, descriptions=True)]
+        assert got == want
 
 
 def test_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
