@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--version", type=Path, default=ROOT / "ck" / "SIDA-tiny", help="checkpoint folder")
+    add("--version", type=Path, default=ROOT / "ck" / "SIDA-tiny-description", help="checkpoint folder")
     add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in: there is no password")
     add("--port", type=int, default=7860)
     add("--precision", choices=("fp32", "bf16", "fp16"), help="default: bf16 on a GPU, fp32 on a CPU")

@@ -12,7 +12,8 @@ from typing import Any
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft probes deepspeed at import; chat never uses it
 
-DEFAULT_VERSION = str(Path(__file__).resolve().parent / "ck" / "SIDA-tiny")
+CK = Path(__file__).resolve().parent / "ck"
+DEFAULT_VERSION = {"sida": str(CK / "SIDA-tiny"), "description": str(CK / "SIDA-tiny-description")}
 PROMPT = "Please answer begin with [CLS] for classification, if the image is  tampered, ouput mask the tampered region."
 
 
@@ -30,7 +31,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     onoff = argparse.BooleanOptionalAction
     parser = argparse.ArgumentParser(description="SIDA chat", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--version", default=DEFAULT_VERSION, help="folder of a SIDA checkpoint")
+    add("--version", default=DEFAULT_VERSION[stage], help="folder of a SIDA checkpoint")
     add("--vis_save_path", default="./vis_output", help="where masks and overlays go")
     add("--precision", choices=["fp32", "bf16", "fp16"], help="default: bf16 on a GPU, fp32 on a CPU")
     add("--image_size", type=int, help="SAM's input in pixels; default: the checkpoint's")

@@ -62,6 +62,7 @@ def test_in_a_browser(address: str) -> None:
         assert page.inner_text("#verdict").startswith("Tampered")
         assert "%" in page.inner_text("#bars")
         assert page.wait_for_selector("#marked img").evaluate("image => image.naturalWidth") == 256
+        assert "Type: " in page.input_value("#words textarea")  # the default checkpoint says why
         assert "perceptual_hash" in page.inner_text("#provenance")
         links = [link.get_attribute("href") for link in page.query_selector_all("#downloads a")]
         report = page.request.get(next(link for link in links if link.endswith(".json"))).json()

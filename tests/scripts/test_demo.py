@@ -12,6 +12,7 @@ from tests.scripts.launch import ROOT
 from utils.data.records import Record
 from utils.data.sid_set import read_split
 from utils.data.transforms import read_gray
+from utils.eval.explanations import class_of, said
 from utils.infer.pipeline import SidaPipeline
 
 RECORDS = read_split(ROOT / "examples" / "SID_handful", "test", descriptions=True, strict=True)
@@ -35,8 +36,19 @@ def test_picture(pipe: SidaPipeline, record: Record) -> None:
         assert (result.mask & truth).sum() / (result.mask | truth).sum() > LEAST_IOU
 
 
-def test_the_checkpoint_is_small_and_names_no_machine() -> None:
-    folder = ROOT / "ck" / "SIDA-tiny"
+def test_it_explains() -> None:
+    """In the structured form, ended by itself, about the class that the head gives."""
+    pipe = SidaPipeline.from_pretrained(ROOT / "ck" / "SIDA-tiny-description", device="cpu")
+    for record in RECORDS:
+        answer = said(pipe(record.image, decode="explain"))
+        assert answer.ended
+        assert answer.told.complete, answer
+        assert answer.named is answer.judged is class_of(answer.told)
+
+
+@pytest.mark.parametrize("name", ["SIDA-tiny", "SIDA-tiny-description"])
+def test_the_checkpoint_is_small_and_names_no_machine(name: str) -> None:
+    folder = ROOT / "ck" / name
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 20e6
     for path in [*folder.glob("*.json")]:
         assert str(Path.home()) not in path.read_text()
