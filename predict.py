@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft probes deepspeed at import; nothing here uses it
 
-CK = Path(__file__).resolve().parent / "ck"
+DEFAULT_VERSION = Path(__file__).resolve().parent / "ck" / "SIDA-tiny-description"  # app.py's too: one picture, one verdict
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="picture, folder, glob, .txt list of these, or (--allow_url) address")
-    add("--version", type=Path, help="checkpoint folder; default: ck/SIDA-tiny, with --explain ck/SIDA-tiny-description")
+    add("--version", type=Path, default=DEFAULT_VERSION, help="checkpoint folder")
     add("--out", type=Path, default=Path("predictions"))
     add("--batch_size", type=int, default=8)
     add("--format", choices=("jsonl", "csv"), default="jsonl", help="csv: also OUT/predictions.csv")
@@ -79,8 +79,7 @@ def predict(args: argparse.Namespace) -> int:
 
     transformers.utils.logging.disable_progress_bar()
     rules = Rules(args.threshold, args.abstain, args.gps)
-    version = args.version or CK / ("SIDA-tiny-description" if args.explain else "SIDA-tiny")
-    pipe = SidaPipeline.from_pretrained(version, precision=args.precision, device=args.device)
+    pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=args.device)
     decode = "explain" if args.explain else "forced"
     asked = {"checkpoint": checkpoint(pipe), "decode": decode, "threshold": rules.threshold, "abstain": rules.abstain, "gps": rules.gps}
     ledger = Ledger(args.out, asked | {"dtype": str(pipe.dtype)})
