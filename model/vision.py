@@ -42,20 +42,38 @@ def _dct_filters() -> Tensor:
 
 FILTERS = {"dct": _dct_filters(), "residual": _residual_filters()}
 TRACES = len(FILTERS["dct"]) + 2 * len(FILTERS["residual"])
+# The lowest frequencies of luminance but the mean, where a JPEG leaves most coefficients, and the steps that qualities 70 to 98 quantise them by
+LOW = sorted(range(1, 64), key=lambda i: (i // BLOCK + i % BLOCK, i))[:15]
+STEPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20)
+PHASES = len(LOW) * len(STEPS)
+
+
+def _phases(dct: Tensor) -> Tensor:
+    """Coefficients [B, 64 or more, h, w] -> [B, PHASES, h, w] in 0..1: how far each of LOW is from a multiple of each of STEPS, 0 on it, 1 halfway.
+
+    Their mean over a region is that of the characteristic function of the coefficients' histogram at 1 / step, which falls to nothing where an
+    earlier JPEG of that step was, and does not where something was pasted, moved off its grid or painted: double compression
+    (Popescu and Farid 2004; Fan and de Queiroz 2003).
+    """
+    steps = torch.tensor(STEPS, device=dct.device).view(-1, 1, 1)
+    return (0.5 - torch.cos(dct[:, LOW, None] * (2 * math.pi / steps)) / 2).flatten(1, 2)
 
 
 @torch.no_grad()
-def traces(levels: Tensor) -> Tensor:
+def traces(levels: Tensor, phases: bool = False) -> Tensor:
     """Grey levels 0..255 [B, 3, S, S] -> fp32 [B, TRACES, S / 8, S / 8]: what compression and resampling left in each block of JPEG.
 
-    log(1 + x) of the magnitudes of the block's DCT, and of the mean and the root mean square of each noise residual in it.
+    log(1 + x) of the magnitudes of the block's DCT, and of the mean and the root mean square of each noise residual in it; with `phases`,
+    PHASES more.
     """
     filters = {name: kernel.to(levels.device) for name, kernel in FILTERS.items()}
     found = []
     for few in levels.float().contiguous(memory_format=torch.channels_last).split(4):  # a CPU's caches hold so many; that layout halves the time
         dct, residual = F.conv2d(few, filters["dct"], stride=BLOCK), F.conv2d(few, filters["residual"], padding=2)
+        earlier = [_phases(dct)] if phases else []
         mean = F.avg_pool2d(residual.abs(), BLOCK)
-        found.append(torch.cat([dct.abs_(), mean, F.avg_pool2d(residual.square_(), BLOCK).sqrt_()], dim=1).log1p_())
+        logs = torch.cat([dct.abs_(), mean, F.avg_pool2d(residual.square_(), BLOCK).sqrt_()], dim=1).log1p_()
+        found.append(torch.cat([logs, *earlier], dim=1))
     return torch.cat(found)
 
 
@@ -79,13 +97,14 @@ class TraceStem(nn.Module):
     what the picture is like as a whole is added at the end, equally everywhere. `mean` and `std`, of grey levels, undo the normalisation.
     """
 
-    def __init__(self, width: int, depth: int, out: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, width: int, depth: int, out: int, mean: Sequence[float], std: Sequence[float], phases: bool = False) -> None:
         super().__init__()
-        self.mean, self.std = mean, std
-        self.inward = nn.Conv2d(TRACES, width, 3, padding=1)
+        self.mean, self.std, self.phases = mean, std, phases
+        count = TRACES + PHASES * phases
+        self.inward = nn.Conv2d(count, width, 3, padding=1)
         self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
         self.outward = nn.Conv2d(width, out, 3, stride=2, padding=1)
-        self.overall = nn.Sequential(nn.Linear(2 * TRACES, width), nn.ReLU(), nn.Linear(width, out))
+        self.overall = nn.Sequential(nn.Linear(2 * count, width), nn.ReLU(), nn.Linear(width, out))
         self.reset_parameters()
 
     @property
@@ -97,7 +116,7 @@ class TraceStem(nn.Module):
         """As the class says. Rounding to whole grey levels takes back what half precision did to normalised ones."""
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
         with torch.autocast(pixels.device.type, enabled=False):
-            seen = traces((pixels.float() * std + mean).round())
+            seen = traces((pixels.float() * std + mean).round(), self.phases)
             average = seen.mean(dim=(2, 3), keepdim=True)
             odd = seen - average
             spread = (odd.square().sum(dim=(2, 3), keepdim=True) / (odd[0, 0].numel() - 1)).sqrt()

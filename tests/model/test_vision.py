@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from model.sam import build_sam
 from model.types import CLIP_MEAN, CLIP_STD
-from model.vision import RESIDUALS, TRACES, TraceStem, VisionTower, traces
+from model.vision import LOW, PHASES, RESIDUALS, STEPS, TRACES, TraceStem, VisionTower, traces
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16, "image_size": 64}
 STEM = {"width": 8, "depth": 2}
@@ -54,6 +54,18 @@ def test_traces_are_noise_residuals(levels: torch.Tensor) -> None:
         assert made[0, 204 + i, 1, 2] == pytest.approx(np.log1p(np.sqrt((block**2).mean())), rel=1e-4)
 
 
+def test_phases_tell_an_earlier_jpeg_from_one_off_its_grid() -> None:
+    """A picture whose coefficients are multiples of 7: none is off that step, until it is moved by three pixels."""
+    coefficients = 7 * np.random.default_rng(0).integers(-9, 10, (6, 8, 8)).astype(np.float32)
+    blocks = np.hstack([cv2.idct(block) for block in coefficients]) + 128
+    levels = torch.from_numpy(blocks).expand(1, 3, 8, 48)
+    shape = (len(LOW), len(STEPS), -1)
+    on, off = (traces(x.contiguous(), phases=True)[0, TRACES:].view(shape)[:, STEPS.index(7)] for x in (levels, levels.roll(3, dims=-1)))
+    assert on.max() < 1e-3
+    assert off.mean() > 0.3
+    assert traces(torch.full((1, 3, 8, 8), 100.0), phases=True)[0, TRACES:].max() < 1e-6
+
+
 def test_a_flat_picture_leaves_its_mean_only() -> None:
     made = traces(torch.full((1, 3, 32, 32), 100.0))[0, :, 1, 1]
     assert made[0] == pytest.approx(np.log1p(800), rel=1e-4)
@@ -64,13 +76,22 @@ def test_a_flat_picture_leaves_its_mean_only() -> None:
 def test_half_precision_pixels_keep_their_grey_level(dtype: torch.dtype, levels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to 240 of 255 exactly, above within one: the traces of a picture survive a model in half precision."""
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr("model.vision.traces", lambda x: seen.append(x) or traces(x))
+    monkeypatch.setattr("model.vision.traces", lambda x, phases: seen.append(x) or traces(x, phases))
     stem = TraceStem(**STEM, out=16, mean=MEAN, std=STD).to(dtype)
     pixels = (levels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     assert stem(pixels.to(dtype)).dtype == dtype
     wrong = (seen[0] - levels).abs()
     assert wrong[levels <= 230].max() == 0
     assert wrong.max() <= 1
+
+
+def test_phases_come_after_the_traces(levels: torch.Tensor) -> None:
+    made = traces(levels, phases=True)
+    assert made.shape == (2, TRACES + PHASES, 4, 6)
+    assert_close(made[:, :TRACES], traces(levels), rtol=0, atol=0)
+    assert made[:, TRACES:].min() >= 0
+    assert made[:, TRACES:].max() <= 1
+    assert TraceStem(**STEM, out=16, mean=MEAN, std=STD, phases=True)(levels).shape == (2, 16, 2, 3)
 
 
 def test_a_stem_starts_as_a_line_through_its_blocks(levels: torch.Tensor) -> None:

@@ -1,9 +1,10 @@
 """What their own pre-training was to CLIP and SAM: a small base's encoders learn where pictures were tampered with, patch by patch.
 
-    python -m utils.train.pretrain --version runs/tiny-base --dataset_dir data/SID_Mini --steps 4000
+    python -m utils.train.pretrain --version runs/tiny-base --dataset_dir data/SID_Mini --stem_steps 2000 --steps 600
 
-Linear probes: the vision tower's patches and its class token tell real, full synthetic and tampered apart, SAM's patches tampered or not. The probes
-are thrown away, the encoders written back into the base. From random weights, a mask's answer per patch teaches far sooner than a verdict alone.
+First their stems, one for both: they are small, and most of what can be learned is learned there. Then both encoders whole. Probes tell real, full
+synthetic and tampered apart; they are thrown away, the encoders written back into the base. From random weights, a mask's answer per patch teaches
+far sooner than a verdict alone.
 
 Dimensions: B batch, P patches, S side of SAM's input, D and E widths of the tower and of SAM's embedding.
 """
@@ -14,8 +15,9 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ from tqdm import tqdm
 from model.checkpoint import load_for_training, write_encoders
 from model.sida import SIDAForCausalLM
 from model.types import Batch, Label
+from model.vision import TraceStem
 from utils.data.augment import turning
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset, SidaProcessor
@@ -36,10 +39,29 @@ from utils.train.signals import ignore_signals
 log = logging.getLogger(__name__)
 
 TAMPERED_WEIGHT = 4.0  # of a tampered patch: about one in twenty is
+VERDICT_WIDTH = 64
+
+
+class StemProbes(nn.Module):
+    """SAM's stem with probes of its patches, and of their mean and largest values for the picture."""
+
+    def __init__(self, model: SIDAForCausalLM) -> None:
+        super().__init__()
+        self.stem = model.model.visual_model.image_encoder.patch_embed.proj
+        width = model.config.sam["embed_dim"]
+        self.norm = nn.GroupNorm(1, width)
+        self.classes = nn.Conv2d(width, len(Label), 1)
+        self.verdict = nn.Sequential(nn.Linear(2 * width, VERDICT_WIDTH), nn.ReLU(), nn.Linear(VERDICT_WIDTH, len(Label)))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the picture, and of its patches."""
+        seen = self.norm(self.stem(batch.images_sam))
+        verdict = self.verdict(torch.cat([seen.mean(dim=(2, 3)), seen.amax(dim=(2, 3))], dim=1))
+        return F.cross_entropy(verdict.float(), batch.cls_labels), patch_loss(self.classes(F.relu(seen)).flatten(2).mT, batch)
 
 
 class Probes(nn.Module):
-    """A base's two encoders with linear probes."""
+    """A base's two encoders with linear probes: the tower's patches and class token tell the classes apart, SAM's patches tampered or not."""
 
     def __init__(self, model: SIDAForCausalLM) -> None:
         super().__init__()
@@ -53,15 +75,18 @@ class Probes(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the tower's class token and patches, and binary cross-entropy of SAM's patches."""
         seen = self.tower(batch.images_clip, output_hidden_states=True)
-        logits = self.classes(seen.hidden_states[self.layer][:, 1:]).float()
-        side = math.isqrt(logits.shape[1])
         where = self.tampered(self.sam(batch.images_sam)).float()[:, 0]
-        weights = torch.tensor([1.0, 1.0, TAMPERED_WEIGHT])
-        classes = patch_classes(patch_share(batch, side), batch.cls_labels)
-        patches = -(classes * logits.log_softmax(dim=-1) * weights).sum(dim=-1).mean()
+        patches = patch_loss(self.classes(seen.hidden_states[self.layer][:, 1:]), batch)
         picture = F.cross_entropy(self.verdict(seen.pooler_output).float(), batch.cls_labels)
-        sam = F.binary_cross_entropy_with_logits(where, patch_share(batch, where.shape[-1]), pos_weight=weights[2])
+        sam = F.binary_cross_entropy_with_logits(where, patch_share(batch, where.shape[-1]), pos_weight=torch.tensor(TAMPERED_WEIGHT))
         return picture + patches, sam
+
+
+def patch_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Class logits of patches [B, P, 3] -> cross-entropy, a tampered patch counted TAMPERED_WEIGHT times."""
+    classes = patch_classes(patch_share(batch, math.isqrt(logits.shape[1])), batch.cls_labels)
+    weights = torch.tensor([1.0, 1.0, TAMPERED_WEIGHT])
+    return -(classes * logits.float().log_softmax(dim=-1) * weights).sum(dim=-1).mean()
 
 
 def patch_share(batch: Batch, side: int) -> Tensor:
@@ -86,26 +111,36 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> floa
     return peak * min((step + 1) / min(warmup, steps), 0.505 + 0.495 * math.cos(math.pi * step / steps))
 
 
-def pretrain(probes: Probes, loader: DataLoader, steps: int, lr: float, bf16: bool) -> list[float]:
+def pretrain(probes: nn.Module, batches: Iterator[tuple[Batch, Any]], steps: int, lr: float, bf16: bool) -> list[float]:
     """Train in place for `steps` batches; returns the sum of both losses of each step."""
     optimizer = torch.optim.AdamW(probes.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     losses: list[float] = []
     bar = tqdm(total=steps, desc="pretrain", unit="step", disable=not sys.stderr.isatty())
-    for step, (batch, _) in zip(range(steps), loader, strict=False):
+    for step, (batch, _) in zip(range(steps), batches, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            tower, sam = probes(batch)
-        (tower + sam).backward()
+            one, other = probes(batch)
+        (one + other).backward()
         nn.utils.clip_grad_norm_(probes.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(tower.item() + sam.item())
+        losses.append(one.item() + other.item())
         bar.update()
-        bar.set_postfix(tower=f"{tower.item():.3f}", sam=f"{sam.item():.3f}")
+        bar.set_postfix(losses=f"{one.item():.3f} {other.item():.3f}")
         if (step + 1) % 100 == 0:
             log.info("step %d of %d: mean loss of the last 100 %.3f", step + 1, steps, sum(losses[-100:]) / 100)
     return losses
+
+
+def pretrain_stems(model: SIDAForCausalLM, batches: Iterator[tuple[Batch, Any]], steps: int, lr: float, bf16: bool) -> None:
+    """Train SAM's stem, give the tower's what it learned: both see the same grey levels. ValueError when there are no two alike."""
+    stems = [model.model.visual_model.image_encoder.patch_embed.proj, model.model.vision_tower.embeddings.patch_embedding]
+    shapes = [{name: tuple(tensor.shape) for name, tensor in stem.state_dict().items()} for stem in stems]
+    if not all(isinstance(stem, TraceStem) for stem in stems) or shapes[0] != shapes[1]:
+        raise ValueError("--stem_steps needs a base whose vision tower and SAM have stems of the same size (`stem` in its config.json): use --stem_steps 0")
+    pretrain(StemProbes(model).train(), batches, steps, lr, bf16)
+    stems[1].load_state_dict(stems[0].state_dict())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", type=Path, required=True, help="base folder, changed in place (utils.train.scratch makes one)")
     parser.add_argument("--dataset_dir", required=True, help="its train split is used")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--stem_steps", type=int, default=0, help="of the stems alone, before")
+    parser.add_argument("--steps", type=int, default=4000, help="of the encoders whole")
     parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
@@ -126,7 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = SidaDataset(read_split(args.dataset_dir, "train"), SidaProcessor(tokenizer, model.config), augment=turning(args.seed))
     stream = BatchStream(dataset.labels, args.batch_size, seed=args.seed, mixing="mixed")
     loader = DataLoader(dataset, batch_sampler=stream, num_workers=args.workers, collate_fn=collate, worker_init_fn=ignore_signals)
-    pretrain(Probes(model).train(), loader, args.steps, args.lr, args.precision == "bf16")
+    batches = iter(loader)
+    if args.stem_steps:
+        pretrain_stems(model, batches, args.stem_steps, args.lr, args.precision == "bf16")
+    pretrain(Probes(model).train(), batches, args.steps, args.lr, args.precision == "bf16")
     write_encoders(model, args.version)
     return 0
 

@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from model.checkpoint import load_tower, read_tensors
+from model.config import CLIP_DEBUG, SAM_DEBUG
 from model.types import Batch
 from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.train.pretrain import learning_rate, main, patch_classes, patch_share
@@ -57,6 +58,31 @@ def test_only_the_encoders_change_and_the_loss_falls(tmp_path: Path, caplog: pyt
     again = load_tower("vision_tower", base, torch.float32).state_dict()
     assert any(not torch.equal(tower[name], again[name]) for name in tower)
     assert "mean loss of the last 100" in caplog.text
+
+
+def test_both_stems_get_what_one_learned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And nothing else changes before the encoders' own steps."""
+    stem = {"stem": {"width": 8, "depth": 1, "phases": True}}
+    base = build_tiny_lisa(tmp_path / "base", clip=CLIP_DEBUG | stem, sam=SAM_DEBUG | stem)
+    data = build_tiny_set(tmp_path / "data", per_class=2, splits=("train",))
+    before, tower = dict(read_tensors(base)), load_tower("vision_tower", base, torch.float32).state_dict()
+    caplog.set_level("INFO")
+    argv = ["--stem_steps", "200", "--steps", "0", "--batch_size", "2", "--precision", "fp32", "--workers", "0"]
+    assert main(["--version", str(base), "--dataset_dir", str(data), *argv]) == 0
+    after, again = dict(read_tensors(base)), load_tower("vision_tower", base, torch.float32).state_dict()
+    sam_stem, tower_stem = "model.visual_model.image_encoder.patch_embed.proj.", "embeddings.patch_embedding."
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {name for name in before if name.startswith(sam_stem)}
+    assert {name for name in tower if not torch.equal(tower[name], again[name])} == {name for name in tower if name.startswith(tower_stem)}
+    for name in (name for name in again if name.startswith(tower_stem)):
+        assert_close(again[name], after[name.replace(tower_stem, sam_stem)], rtol=0, atol=0)
+    first, last = (float(line.split()[-1]) for line in caplog.messages if "mean loss" in line)
+    assert last < first
+
+
+def test_without_stems_there_is_nothing_to_do_first(tmp_path: Path) -> None:
+    base, data = build_tiny_lisa(tmp_path / "base"), build_tiny_set(tmp_path / "data", per_class=2, splits=("train",))
+    with pytest.raises(ValueError, match="--stem_steps 0"):
+        main(["--version", str(base), "--dataset_dir", str(data), "--stem_steps", "1", "--workers", "0"])
 
 
 def test_a_missing_base_is_named(tmp_path: Path) -> None:
