@@ -51,8 +51,8 @@ PHASES = len(LOW) * len(STEPS)
 def _phases(dct: Tensor) -> Tensor:
     """Coefficients [B, 64 or more, h, w] -> [B, PHASES, h, w] in 0..1: how far each of LOW is from a multiple of each of STEPS, 0 on it, 1 halfway.
 
-    Their mean over a region is that of the characteristic function of the coefficients' histogram at 1 / step, which falls to nothing where an
-    earlier JPEG of that step was, and does not where something was pasted, moved off its grid or painted: double compression
+    Their mean over a region is (1 - c) / 2, c the real part of the histogram's characteristic function at 1 / step. It is small where an earlier
+    JPEG of that step left its grid, and less so where something was pasted, moved or painted: double compression
     (Popescu and Farid 2004; Fan and de Queiroz 2003).
     """
     steps = torch.tensor(STEPS, device=dct.device).view(-1, 1, 1)

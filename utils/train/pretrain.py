@@ -2,7 +2,7 @@
 
     python -m utils.train.pretrain --version runs/tiny-base --dataset_dir data/SID_Mini --stem_steps 2000 --steps 600
 
-First their stems, one for both: they are small, and most of what can be learned is learned there. Then both encoders whole. Probes tell real, full
+With --stem_steps first their stems, one for both, because they are small. Then both encoders whole. Probes tell real, full
 synthetic and tampered apart; they are thrown away, the encoders written back into the base. From random weights, a mask's answer per patch teaches
 far sooner than a verdict alone.
 
