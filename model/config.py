@@ -16,7 +16,7 @@ CLIP_DEBUG = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 
 SAM_VIT_H = {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attn_indexes": [7, 15, 23, 31]}
 SAM_TINY = {"embed_dim": 192, "depth": 2, "num_heads": 3, "global_attn_indexes": [0, 1]}
 SAM_DEBUG = {"embed_dim": 64, "depth": 3, "num_heads": 2, "global_attn_indexes": [2]}
-STEM = {"width": 104, "depth": 3}  # of the convolutions in front of a small vision transformer
+STEM = {"width": 64, "depth": 2, "phases": True}  # of the convolutions in front of a small vision transformer
 
 STAGES = ("sida", "description")
 CONV_TYPES = ("llava_v1", "llava_llama_2")
