@@ -51,8 +51,8 @@ tiny: $(READY) $(MINI)
 	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny --save_path ck/SIDA-tiny --precision fp16
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(MINI) --split validation --save_temperature --out runs/tiny-validation
 
-# From ck/SIDA-tiny to ck/SIDA-tiny-description in about an hour and a half: from its frozen encoders' features (3.4 GB), so that it detects and
-# localizes as it did, the words, where and how a picture was tampered with: first alone, then mixed with whole descriptions, then in those.
+# From ck/SIDA-tiny to ck/SIDA-tiny-description in about an hour and a half: its encoders stay, and are run once (features, 3.4 GB). It learns
+# where and how a picture was tampered with, first alone, then mixed with whole descriptions, then in those.
 # learn: checkpoint to start from, data, name in runs/, flags, folder for the result
 learn = $(PY) train_SIDA.py --stage description --version $(1) --dataset_dir $(2) --exp_name $(3) --precision bf16 --lora_r 0 --no_gradient_checkpointing \
   --batch_mixing mixed --grad_accumulation_steps 1 --val_batch_size 32 --workers 1 --no_eval --cache_features runs/tiny-features \
