@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import shutil
 import sys
 import zlib
 from collections.abc import Sequence
@@ -220,15 +221,17 @@ def _tamper(rgb: np.ndarray, task: Task, record: dict[str, object], rng: Generat
 
 
 def build(out: Path, photos: Sequence[Path], ai: Sequence[Path], *, size: int, per_class: int, seed: int, test_only: Sequence[str], workers: int) -> None:
-    """Write the data set; errors as `find` and `share_out`, FileExistsError when `out` already holds something."""
+    """Write the data set, to `out` only when it is whole; errors as `find` and `share_out`, FileExistsError when `out` already holds something."""
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: give --out a new folder, or delete it")
     if size < 64 or per_class < 1:
         raise ValueError(f"--size is {size}, --per_class {per_class}: expected at least 64 and 1")
     pictures = [[path for path in find(folders, what) if usable(path)] for folders, what in ((photos, "photographs"), (ai, "generated pictures"))]
     plan = plan_sources(*pictures, sorted((PACK / "nets").glob("*.safetensors")), test_only, seed)
+    partial = out.with_name(f"{out.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # an interrupted build's
     for number, (split, sources) in enumerate(plan.items()):
-        folder = out / split
+        folder = partial / split
         for name in (*(label.title for label in Label), "masks", "description"):
             (folder / name).mkdir(parents=True)
         count = per_class if split == "train" else min(EVALUATED, max(1, per_class // 4))
@@ -236,6 +239,7 @@ def build(out: Path, photos: Sequence[Path], ai: Sequence[Path], *, size: int, p
         with ProcessPoolExecutor(workers) as pool:
             records = list(tqdm(pool.map(make, tasks, chunksize=16), total=len(tasks), desc=split, unit="picture"))
         write_texts(folder, records)
+    partial.replace(out)
 
 
 def write_texts(folder: Path, records: Sequence[dict[str, object]]) -> None:

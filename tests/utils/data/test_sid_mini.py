@@ -130,6 +130,22 @@ def test_an_own_folder_of_photographs(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "not empty" in capsys.readouterr().err
 
 
+def test_an_interrupted_build_is_not_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, argv = tmp_path / "mini", ["--size", "64", "--per_class", "4", "--workers", "1"]
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.data.sid_mini.write_texts", full)
+        with pytest.raises(SystemExit):
+            main(["--out", str(out), *argv])
+    assert not out.exists()
+    assert main(["--out", str(out), *argv]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["mini"]
+    assert {split.name for split in out.iterdir()} == set(SPLITS)
+
+
 def test_no_shortcut_tells_the_classes_apart(tmp_path: Path) -> None:
     """File size, metadata and JPEG quality: at most 0.42 of three classes. An 8 x 8 thumbnail: AUROC at most 0.60."""
     root = tmp_path / "audit"
