@@ -85,6 +85,7 @@ def evaluated(args: argparse.Namespace) -> str:
     from utils.eval.runs import chosen, read_lines
     from utils.infer.ledger import claim
     from utils.infer.pipeline import SidaPipeline, choose_device
+    from utils.infer.report import weights_sha256
     from utils.train.engine import join
 
     names = list(CHANGES) if args.robustness == "all" else [name.strip() for name in args.robustness.split(",") if name.strip()]
@@ -97,7 +98,7 @@ def evaluated(args: argparse.Namespace) -> str:
     explains = read_config(args.version).stage == "description"
     records = chosen(read_source(args.dataset, args.split, descriptions=explains), args.limit, args.seed)
     settings: dict[str, Any] = {name: str(getattr(args, name)) for name in ("version", "dataset", "split", "batch_size", "limit", "seed", "precision")}
-    claim(args.out, settings)
+    claim(args.out, settings | {"weights_sha256": weights_sha256(args.version)})
     pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=str(device))
     title = f"{args.version} on {args.dataset}, split {args.split}"
     how = {"protocols": args.protocols, "corruptions": names, "batch_size": args.batch_size, "seed": args.seed, "workers": args.workers}

@@ -121,6 +121,15 @@ def test_bad_flags(place: Path, whole: Path, tmp_path: Path, flags: list[str], m
         evaluate_into(place, out, *flags)
 
 
+def test_other_weights_under_the_same_name_need_another_folder(place: Path, whole: Path, tmp_path: Path) -> None:
+    """A checkpoint made anew must not be reported with the figures of the one before."""
+    settings = json.loads((whole / "settings.json").read_text())
+    assert len(settings["weights_sha256"]) == 64
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"weights_sha256": "0" * 64}))
+    with pytest.raises(SystemExit, match="other settings .weights_sha256: '000"):
+        evaluate_into(place, tmp_path)
+
+
 @pytest.mark.parametrize("flags", [["--protocol", "paper"], ["--split", "test"]])
 def test_flags_that_argparse_refuses(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
