@@ -10,15 +10,16 @@ from torch.testing import assert_close
 
 from model.checkpoint import load_tower, read_tensors
 from model.config import CLIP_DEBUG, SAM_DEBUG
-from model.types import Batch
+from model.types import Batch, Label
 from tests.tiny import build_tiny_lisa, build_tiny_set
-from utils.train.pretrain import learning_rate, main, patch_classes, patch_share
+from utils.data.records import Record
+from utils.train.pretrain import TAMPERED_WEIGHT, PatchClasses, learning_rate, main, patch_share
 
 
 def batch(labels: list[int], masks: list[torch.Tensor]) -> Batch:
     n = len(labels)
     empty = torch.zeros(n, 1, dtype=torch.long)
-    return Batch(empty, empty.bool(), empty, torch.zeros(n, 3, 32, 32), torch.zeros(n, 3, 32, 32), torch.tensor(labels), masks, [(32, 32)] * n, [(32, 32)] * n, [])
+    return Batch(empty, empty.bool(), empty, torch.zeros(n, 3, 32, 32), torch.zeros(n, 3, 32, 32), torch.tensor(labels), masks, [(32, 32)] * n, [(32, 32)] * n, list("abc"[:n]))
 
 
 def test_patches_take_their_share_of_the_mask() -> None:
@@ -26,10 +27,25 @@ def test_patches_take_their_share_of_the_mask() -> None:
     mask[0, :16, :8] = 1
     made = batch([2, 1, 0], [mask, mask[:0], mask[:0]])
     assert_close(patch_share(made, 2), torch.tensor([[[0.5, 0], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]))
-    classes = patch_classes(patch_share(made, 2), made.cls_labels)
+    classes = PatchClasses([Record("a", Path("a.png"), Label.TAMPERED)]).of(made, 2)
     assert_close(classes[0], torch.tensor([[0.5, 0, 0.5], [1, 0, 0], [1, 0, 0], [1, 0, 0]]))
     assert_close(classes[1], torch.tensor([0.0, 1, 0]).expand(4, 3))
     assert_close(classes[2], torch.tensor([1.0, 0, 0]).expand(4, 3))
+
+
+def test_a_tampered_patch_is_of_its_pictures_kind() -> None:
+    texts = {"a": "Type: splicing. Areas: a small area.", "b": "Type: removal. Areas: a small area."}
+    patches = PatchClasses([Record(name, Path(name), Label.TAMPERED, description=text) for name, text in texts.items()] + [Record("c", Path("c"), Label.REAL)])
+    assert patches.kinds == ["removal", "splicing"]
+    mask = torch.zeros(1, 32, 32)
+    mask[0, :16, :16] = 1
+    made = batch([2, 2, 0], [mask, mask, mask[:0]])
+    classes = patches.of(made, 2)
+    assert_close(classes[0, 0], torch.tensor([0.0, 0, 0, 1]))
+    assert_close(classes[1, 0], torch.tensor([0.0, 0, 1, 0]))
+    assert_close(classes[:, 1:], torch.tensor([1.0, 0, 0, 0]).expand(3, 3, 4))
+    logits = torch.zeros(3, 4, 4)
+    assert_close(patches.loss(logits, made), torch.tensor(4.0).log() * (10 + 2 * TAMPERED_WEIGHT) / 12)
 
 
 def test_a_mask_smaller_than_the_input_lies_at_the_upper_left() -> None:
