@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from dataclasses import replace
@@ -21,7 +22,7 @@ from utils.train.config import TrainConfig
 from utils.train.engine import DTYPES, build_engine, join, pick_device
 from utils.train.evaluation import validate
 from utils.train.features import open_cache
-from utils.train.logging import RunLog
+from utils.train.logging import ARGS, RunLog
 from utils.train.signals import closing_workers, stop_signals
 
 log = logging.getLogger(__name__)
@@ -209,7 +210,23 @@ def find_resume(cfg: TrainConfig) -> Path | None:
         raise ValueError(f"{own} holds a checkpoint but --auto_resume is off: choose another --exp_name, or delete {cfg.run_dir}")
     folder = Path(cfg.resume) if cfg.resume else own
     checkpoints.find_tag(folder)
+    if not cfg.resume:
+        _began_alike(cfg)
     return folder
+
+
+def _began_alike(cfg: TrainConfig) -> None:
+    """ValueError when the run of this name began elsewhere: what it trained belongs to that base's frozen weights."""
+    path = cfg.run_dir / ARGS
+    if not path.is_file():
+        return
+    began = json.loads(path.read_text())
+    for name, same in (("version", Path(began["version"]).resolve() == Path(cfg.version).resolve()), ("stage", began["stage"] == cfg.stage)):
+        if not same:
+            raise ValueError(
+                f"{cfg.run_dir} was trained with --{name} {began[name]}, not {getattr(cfg, name)}: choose another --exp_name, "
+                f"or continue it all the same with --resume {cfg.run_dir / LAST}"
+            )
 
 
 def deciding(stage: str, figures: dict[str, Any]) -> str:

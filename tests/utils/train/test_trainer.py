@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,29 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "run" / "ckpt_last" / "global_step3").mkdir(parents=True)
     with pytest.raises(ValueError, match="--auto_resume is off: choose another --exp_name"):
         find_resume(run_in(tmp_path, auto_resume=False))
+
+
+def saved_run(tmp_path: Path, **began: str) -> Path:
+    tag = tmp_path / "run" / "ckpt_last" / "global_step3"
+    tag.mkdir(parents=True)
+    (tag.parent / "latest").write_text(tag.name)
+    (tag / "state.json").write_text('{"world_size": 1}')
+    (tmp_path / "run" / "args.json").write_text(json.dumps({"version": "ck/A", "stage": "sida"} | began))
+    return tag.parent
+
+
+def test_a_run_goes_on_where_it_began(tmp_path: Path) -> None:
+    last = saved_run(tmp_path)
+    assert find_resume(run_in(tmp_path, version="ck/A")) == last
+    assert find_resume(run_in(tmp_path, version=str(Path("ck/A").resolve()))) == last
+
+
+@pytest.mark.parametrize(("began", "message"), [({"version": "ck/B"}, "--version ck/B, not ck/A"), ({"stage": "description"}, "--stage description, not sida")])
+def test_a_run_that_began_elsewhere_is_not_gone_on_with_by_accident(tmp_path: Path, began: dict[str, str], message: str) -> None:
+    last = saved_run(tmp_path, **began)
+    with pytest.raises(ValueError, match=f"{message}: choose another --exp_name"):
+        find_resume(run_in(tmp_path, version="ck/A"))
+    assert find_resume(run_in(tmp_path, version="ck/A", resume=str(last))) == last
 
 
 def test_resume_that_is_not_there(tmp_path: Path) -> None:
