@@ -36,22 +36,22 @@ predict: $(READY)
 app: $(READY)
 	@$(PY) app.py
 
-# From nothing to ck/SIDA-tiny in about an hour on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
+# From nothing to ck/SIDA-tiny in an hour and a quarter on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
 # pictures from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained, merge.
 MINI := data/SID_Mini
 $(MINI): | $(READY)
 	$(PY) -m utils.data.sid_mini --out $(MINI) --size 256 --per_class 8000
 tiny: $(READY) $(MINI)
-	rm -rf runs/tiny runs/tiny-base
+	rm -rf runs/tiny runs/tiny-base runs/tiny-validation
 	$(PY) -m utils.train.scratch --out runs/tiny-base --dataset_dir $(MINI)
-	$(PY) -m utils.train.pretrain --version runs/tiny-base --dataset_dir $(MINI) --stem_steps 2500 --steps 900
+	$(PY) -m utils.train.pretrain --version runs/tiny-base --dataset_dir $(MINI) --stem_steps 5000 --steps 900
 	$(PY) train_SIDA.py --version runs/tiny-base --dataset_dir $(MINI) --exp_name tiny --precision bf16 --train_vision --turn --lora_r 0 --train_text \
 	  --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \
 	  --epochs 2 --steps_per_epoch 400 --lr 0.0003 --workers 1
 	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny --save_path ck/SIDA-tiny --precision fp16
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(MINI) --split validation --save_temperature --out runs/tiny-validation
 
-# From ck/SIDA-tiny to ck/SIDA-tiny-description in about an hour and a half: its encoders stay, and are run once (features, 3.4 GB). It learns
+# From ck/SIDA-tiny to ck/SIDA-tiny-description in about 70 minutes: its encoders stay, and are run once (features, 3.4 GB). It learns
 # where and how a picture was tampered with, first alone, then mixed with whole descriptions, then in those.
 # learn: checkpoint to start from, data, name in runs/, flags, folder for the result
 learn = $(PY) train_SIDA.py --stage description --version $(1) --dataset_dir $(2) --exp_name $(3) --precision bf16 --lora_r 0 --no_gradient_checkpointing \
@@ -59,12 +59,12 @@ learn = $(PY) train_SIDA.py --stage description --version $(1) --dataset_dir $(2
   --ce_loss_weight 3 --cls_loss_weight 0.2 --mask_loss_weight 0.1 $(4) \
   && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(3) --save_path $(5) --precision fp16
 description: $(READY) $(MINI)
-	rm -rf runs/tiny-brief runs/tiny-mixed runs/tiny-description
+	rm -rf runs/tiny-brief runs/tiny-mixed runs/tiny-description runs/tiny-description-validation
 	$(PY) -m utils.data.brief --dataset_dir $(MINI) --out $(MINI)/brief.jsonl
 	$(PY) -m utils.data.brief --dataset_dir $(MINI) --out $(MINI)/mixed.jsonl --mixed
-	$(call learn,ck/SIDA-tiny,$(MINI)/brief.jsonl,tiny-brief,--batch_size 48 --epochs 5 --steps_per_epoch 400 --lr 0.0008,runs/tiny-brief/merged)
-	$(call learn,runs/tiny-brief/merged,$(MINI)/mixed.jsonl,tiny-mixed,--batch_size 32 --epochs 3 --steps_per_epoch 250 --lr 0.0005,runs/tiny-mixed/merged)
-	$(call learn,runs/tiny-mixed/merged,$(MINI),tiny-description,--batch_size 32 --epochs 3 --steps_per_epoch 500 --lr 0.0004,ck/SIDA-tiny-description)
+	$(call learn,ck/SIDA-tiny,$(MINI)/brief.jsonl,tiny-brief,--batch_size 48 --epochs 4 --steps_per_epoch 350 --lr 0.0008,runs/tiny-brief/merged)
+	$(call learn,runs/tiny-brief/merged,$(MINI)/mixed.jsonl,tiny-mixed,--batch_size 32 --epochs 2 --steps_per_epoch 250 --lr 0.0005,runs/tiny-mixed/merged)
+	$(call learn,runs/tiny-mixed/merged,$(MINI),tiny-description,--batch_size 32 --epochs 3 --steps_per_epoch 300 --lr 0.0004,ck/SIDA-tiny-description)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(MINI) --split validation --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
