@@ -47,7 +47,7 @@ tiny: $(READY) $(MINI)
 	$(PY) -m utils.train.pretrain --version runs/tiny-base --dataset_dir $(MINI) --stem_steps 5000 --steps 900
 	$(PY) train_SIDA.py --version runs/tiny-base --dataset_dir $(MINI) --exp_name tiny --precision bf16 --train_vision --turn --lora_r 0 --train_text \
 	  --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \
-	  --epochs 2 --steps_per_epoch 400 --lr 0.0003 --workers 1
+	  --epochs 4 --steps_per_epoch 400 --lr 0.0003 --workers 1
 	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny --save_path ck/SIDA-tiny --precision fp16
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(MINI) --split validation --save_temperature --out runs/tiny-validation
 
@@ -62,9 +62,9 @@ description: $(READY) $(MINI)
 	rm -rf runs/tiny-brief runs/tiny-mixed runs/tiny-description runs/tiny-description-validation
 	$(PY) -m utils.data.brief --dataset_dir $(MINI) --out $(MINI)/brief.jsonl
 	$(PY) -m utils.data.brief --dataset_dir $(MINI) --out $(MINI)/mixed.jsonl --mixed
-	$(call learn,ck/SIDA-tiny,$(MINI)/brief.jsonl,tiny-brief,--batch_size 48 --epochs 4 --steps_per_epoch 350 --lr 0.0008,runs/tiny-brief/merged)
-	$(call learn,runs/tiny-brief/merged,$(MINI)/mixed.jsonl,tiny-mixed,--batch_size 32 --epochs 2 --steps_per_epoch 250 --lr 0.0005,runs/tiny-mixed/merged)
-	$(call learn,runs/tiny-mixed/merged,$(MINI),tiny-description,--batch_size 32 --epochs 3 --steps_per_epoch 300 --lr 0.0004,ck/SIDA-tiny-description)
+	$(call learn,ck/SIDA-tiny,$(MINI)/brief.jsonl,tiny-brief,--batch_size 48 --epochs 4 --steps_per_epoch 450 --lr 0.0008,runs/tiny-brief/merged)
+	$(call learn,runs/tiny-brief/merged,$(MINI)/mixed.jsonl,tiny-mixed,--batch_size 32 --epochs 2 --steps_per_epoch 300 --lr 0.0005,runs/tiny-mixed/merged)
+	$(call learn,runs/tiny-mixed/merged,$(MINI),tiny-description,--batch_size 32 --epochs 3 --steps_per_epoch 400 --lr 0.0004,ck/SIDA-tiny-description)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(MINI) --split validation --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
@@ -77,7 +77,7 @@ bench: $(READY) $(MINI)
 	$(PY) -m benchmarks.many --dataset_dir $(MINI) --out docs/benchmarks
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --cov --cov-report=term:skip-covered
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 test-all: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m ""

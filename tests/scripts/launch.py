@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+STEPS = 6  # of a run with train_flags
 
 
 def free_port() -> int:
@@ -41,3 +43,17 @@ def finish(process: subprocess.Popen[str]) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-4000:]
     return output
+
+
+def train_flags(place: Path, name: str) -> list[object]:
+    where = ["--version", place / "lisa", "--dataset_dir", place / "set", "--val_dataset", place / "set", "--vision_pretrained", place / "lisa" / "sam.pth"]
+    where += ["--log_base_dir", place / "runs", "--exp_name", name, "--vis_save_path", place / "vis"]
+    size = ["--precision", "fp32", "--batch_size", 1, "--grad_accumulation_steps", 2, "--epochs", 2, "--steps_per_epoch", STEPS // 2, "--workers", 1]
+    return [*where, *size, "--lr", 0.001, "--warmup_steps", 2, "--save_steps", 1, "--val_batch_size", 2, "--augment"]
+
+
+def log_of(place: Path, name: str) -> list[dict]:
+    """What a run logged per step, without its wall times."""
+    rows = [json.loads(line) for line in (place / "runs" / name / "log.jsonl").read_text().splitlines()]
+    timed = ("images_per_second", "seconds", "data_seconds")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows if "loss" in row]

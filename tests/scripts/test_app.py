@@ -73,7 +73,8 @@ def test_in_a_browser(address: str) -> None:
         page.wait_for_selector("#downloads a", timeout=60_000)
         assert page.inner_text("#verdict").startswith("Tampered")
         assert "%" in page.inner_text("#bars")
-        assert page.wait_for_selector("#marked img").evaluate("image => image.naturalWidth") == 256
+        page.locator("#marked img").scroll_into_view_if_needed()  # it loads lazily
+        page.wait_for_function("document.querySelector('#marked img').naturalWidth === 256")
         assert "Type: " in page.input_value("#words textarea")  # the default checkpoint says why
         assert "perceptual_hash" in page.inner_text("#provenance")
         links = [link.get_attribute("href") for link in page.query_selector_all("#downloads a")]

@@ -16,33 +16,7 @@ import torch
 import merge_lora_weights_and_save_hf_model as merge_script
 import train_SIDA
 from model.checkpoint import load_pretrained, read_tensors
-from tests.scripts.launch import deepspeed, finish, free_port, run
-from tests.tiny import build_tiny_lisa, build_tiny_set
-
-STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`lisa`, `set` and `runs` in one folder."""
-    root = tmp_path_factory.mktemp("path")
-    build_tiny_lisa(root / "lisa")
-    build_tiny_set(root / "set", per_class=4)
-    return root
-
-
-def train_flags(place: Path, name: str) -> list[object]:
-    where = ["--version", place / "lisa", "--dataset_dir", place / "set", "--val_dataset", place / "set", "--vision_pretrained", place / "lisa" / "sam.pth"]
-    where += ["--log_base_dir", place / "runs", "--exp_name", name, "--vis_save_path", place / "vis"]
-    size = ["--precision", "fp32", "--batch_size", 1, "--grad_accumulation_steps", 2, "--epochs", 2, "--steps_per_epoch", STEPS // 2, "--workers", 1]
-    return [*where, *size, "--lr", 0.001, "--warmup_steps", 2, "--save_steps", 1, "--val_batch_size", 2, "--augment"]
-
-
-def log_of(place: Path, name: str) -> list[dict]:
-    """What a run logged per step, without its wall times."""
-    rows = [json.loads(line) for line in (place / "runs" / name / "log.jsonl").read_text().splitlines()]
-    timed = ("images_per_second", "seconds", "data_seconds")
-    return [{key: value for key, value in row.items() if key not in timed} for row in rows if "loss" in row]
+from tests.scripts.launch import STEPS, deepspeed, finish, log_of, run, train_flags
 
 
 @pytest.fixture(scope="module")
@@ -69,37 +43,6 @@ def test_every_step_is_logged(place: Path, trained: Path) -> None:
     assert json.loads((trained / "args.json").read_text())["lora_r"] == 8
     assert list(trained.glob("events.out.tfevents.*"))
     assert list((place / "vis").rglob("*.jpg"))
-
-
-@pytest.mark.parametrize(("mixing", "zero", "vision"), [("homogeneous", 2, False), ("mixed", 2, False), ("mixed", 3, False), ("mixed", 2, True)])
-def test_two_processes_are_one_with_twice_the_batches(place: Path, mixing: str, zero: int, vision: bool) -> None:
-    """Same data, same sums: also when one rank's batch has masks and the other's has none."""
-    flags = [*train_flags(place, "x"), "--lora_dropout", 0, "--no_eval", "--batch_mixing", mixing, "--epochs", 1, "--steps_per_epoch", 3, "--save_steps", 9]
-    flags += ["--train_vision", "--lora_r", 0] * vision
-    names = f"one_{mixing}{zero}{vision}", f"two_{mixing}{zero}{vision}"
-    done = run([sys.executable, "train_SIDA.py", *flags, "--exp_name", names[0], "--grad_accumulation_steps", 4])
-    assert done.returncode == 0, done.stderr[-3000:]
-    finish(deepspeed(2, "train_SIDA.py", *flags, "--exp_name", names[1], "--grad_accumulation_steps", 2, "--zero_stage", zero))
-    for one, two in zip(log_of(place, names[0]), log_of(place, names[1]), strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
-        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
-
-
-def test_the_other_ways_to_train(place: Path) -> None:
-    """Plain python in bf16 with the original's accidents; torchrun with the optimizer offloaded; a DeepSpeed file."""
-    short = ["--no_eval", "--epochs", 1, "--steps_per_epoch", 2]
-    config = place / "ds.json"
-    config.write_text(json.dumps({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}}, "zero_optimization": {"stage": 2}}))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, f"--master_port={free_port()}"]
-    for name, command in {
-        "compat": [sys.executable, "train_SIDA.py", "--compat", "reference", "--precision", "bf16"],
-        "torchrun": [*torchrun, "train_SIDA.py", "--offload_optimizer"],
-        "file": [sys.executable, "train_SIDA.py", "--deepspeed_config", config],
-    }.items():
-        at = command.index("train_SIDA.py") + 1
-        done = run([*command[:at], *train_flags(place, name), *short, *command[at:]])
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert len(log_of(place, name)) == 2
 
 
 def test_kill_and_resume_change_nothing(place: Path, trained: Path) -> None:

@@ -40,15 +40,19 @@ from utils.train.signals import ignore_signals
 
 log = logging.getLogger(__name__)
 
+MAX_KINDS = 16  # more types than that are free wording
 TAMPERED_WEIGHT = 4.0  # of a tampered patch: about one in twenty is
 VERDICT_WIDTH = 64
 
 
 class PatchClasses:
-    """Real, full synthetic, and each kind of tampering that the descriptions of `records` name: without descriptions, one kind."""
+    """Real, full synthetic, and each kind of tampering that the descriptions of `records` name: one kind when they name none, or more than MAX_KINDS."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         said = {record.id: parse(record.description or "").type for record in records if record.label is Label.TAMPERED}
+        if len(set(said.values())) > MAX_KINDS:
+            log.warning("%d different types in the descriptions (at most %d can be told apart): all are taken for one kind", len(set(said.values())), MAX_KINDS)
+            said = dict.fromkeys(said, "")
         self.kinds = sorted(set(said.values()))
         self._kind_of: Mapping[str, int] = {name: self.kinds.index(kind) for name, kind in said.items()}
 

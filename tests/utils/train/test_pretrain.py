@@ -13,7 +13,7 @@ from model.config import CLIP_DEBUG, SAM_DEBUG
 from model.types import Batch, Label
 from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.data.records import Record
-from utils.train.pretrain import TAMPERED_WEIGHT, PatchClasses, learning_rate, main, patch_share
+from utils.train.pretrain import MAX_KINDS, TAMPERED_WEIGHT, PatchClasses, learning_rate, main, patch_share
 
 
 def batch(labels: list[int], masks: list[torch.Tensor]) -> Batch:
@@ -46,6 +46,13 @@ def test_a_tampered_patch_is_of_its_pictures_kind() -> None:
     assert_close(classes[:, 1:], torch.tensor([1.0, 0, 0, 0]).expand(3, 3, 4))
     logits = torch.zeros(3, 4, 4)
     assert_close(patches.loss(logits, made), torch.tensor(4.0).log() * (10 + 2 * TAMPERED_WEIGHT) / 12)
+
+
+def test_free_wording_names_no_kinds(caplog: pytest.LogCaptureFixture) -> None:
+    records = [Record(str(i), Path(f"{i}.png"), Label.TAMPERED, description=f"Type: edit number {i}. Areas: a small area.") for i in range(MAX_KINDS + 1)]
+    assert len(PatchClasses(records)) == 3
+    assert "17 different types" in caplog.text
+    assert len(PatchClasses(records[1:])) == 2 + MAX_KINDS
 
 
 def test_a_mask_smaller_than_the_input_lies_at_the_upper_left() -> None:
