@@ -36,7 +36,7 @@ predict: $(READY)
 app: $(READY)
 	@$(PY) app.py
 
-# From nothing to ck/SIDA-tiny in an hour and a quarter on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
+# From nothing to ck/SIDA-tiny in an hour and a half on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
 # pictures from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained, merge.
 MINI := data/SID_Mini
 $(MINI): | $(READY)
@@ -48,7 +48,7 @@ tiny: $(READY) $(MINI)
 	$(PY) train_SIDA.py --version runs/tiny-base --dataset_dir $(MINI) --exp_name tiny --precision bf16 --train_vision --turn --lora_r 0 --train_text \
 	  --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \
 	  --epochs 4 --steps_per_epoch 400 --lr 0.0003 --workers 1
-	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny --save_path ck/SIDA-tiny --precision fp16
+	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny/ckpt_last --save_path ck/SIDA-tiny --precision fp16
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(MINI) --split validation --save_temperature --out runs/tiny-validation
 
 # From ck/SIDA-tiny to ck/SIDA-tiny-description in about 70 minutes: its encoders stay, and are run once (features, 3.4 GB). It learns
@@ -63,8 +63,8 @@ description: $(READY) $(MINI)
 	$(PY) -m utils.data.brief --dataset_dir $(MINI) --out $(MINI)/brief.jsonl
 	$(PY) -m utils.data.brief --dataset_dir $(MINI) --out $(MINI)/mixed.jsonl --mixed
 	$(call learn,ck/SIDA-tiny,$(MINI)/brief.jsonl,tiny-brief,--batch_size 48 --epochs 4 --steps_per_epoch 450 --lr 0.0008,runs/tiny-brief/merged)
-	$(call learn,runs/tiny-brief/merged,$(MINI)/mixed.jsonl,tiny-mixed,--batch_size 32 --epochs 2 --steps_per_epoch 300 --lr 0.0005,runs/tiny-mixed/merged)
-	$(call learn,runs/tiny-mixed/merged,$(MINI),tiny-description,--batch_size 32 --epochs 3 --steps_per_epoch 400 --lr 0.0004,ck/SIDA-tiny-description)
+	$(call learn,runs/tiny-brief/merged,$(MINI)/mixed.jsonl,tiny-mixed,--batch_size 32 --epochs 2 --steps_per_epoch 250 --lr 0.0005,runs/tiny-mixed/merged)
+	$(call learn,runs/tiny-mixed/merged,$(MINI),tiny-description,--batch_size 32 --epochs 3 --steps_per_epoch 380 --lr 0.0004,ck/SIDA-tiny-description)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(MINI) --split validation --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
