@@ -77,7 +77,7 @@ bench: $(READY) $(MINI)
 	$(PY) -m benchmarks.many --dataset_dir $(MINI) --out docs/benchmarks
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 test-all: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m ""
