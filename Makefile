@@ -37,7 +37,8 @@ app: $(READY)
 	@$(PY) app.py
 
 # From nothing to ck/SIDA-tiny in an hour and a half on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
-# pictures from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained, merge.
+# pictures from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained, merge
+# of the last state: on validation its masks are better than those of the state with the best accuracy (docs/benchmarks.md).
 MINI := data/SID_Mini
 $(MINI): | $(READY)
 	$(PY) -m utils.data.sid_mini --out $(MINI) --size 256 --per_class 8000

@@ -46,6 +46,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def train_flags(place: Path, name: str) -> list[object]:
+    """A short training of the fixture `place`, named `name` in its `runs`."""
     where = ["--version", place / "lisa", "--dataset_dir", place / "set", "--val_dataset", place / "set", "--vision_pretrained", place / "lisa" / "sam.pth"]
     where += ["--log_base_dir", place / "runs", "--exp_name", name, "--vis_save_path", place / "vis"]
     size = ["--precision", "fp32", "--batch_size", 1, "--grad_accumulation_steps", 2, "--epochs", 2, "--steps_per_epoch", STEPS // 2, "--workers", 1]

@@ -50,8 +50,8 @@ class PatchClasses:
 
     def __init__(self, records: Sequence[Record]) -> None:
         said = {record.id: parse(record.description or "").type for record in records if record.label is Label.TAMPERED}
-        if len(set(said.values())) > MAX_KINDS:
-            log.warning("%d different types in the descriptions (at most %d can be told apart): all are taken for one kind", len(set(said.values())), MAX_KINDS)
+        if (types := len(set(said.values()))) > MAX_KINDS:
+            log.warning("%d different types in the descriptions (at most %d can be told apart): all are taken for one kind", types, MAX_KINDS)
             said = dict.fromkeys(said, "")
         self.kinds = sorted(set(said.values()))
         self._kind_of: Mapping[str, int] = {name: self.kinds.index(kind) for name, kind in said.items()}

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from model.checkpoint import canonical
-from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset
 from utils.train.build import compile_layers, make_processor, read_records, train_dataset, trainable_model
@@ -17,14 +16,6 @@ from utils.train.config import TrainConfig
 HEADS = {"embed_tokens", "mask_decoder", "text_hidden_fcs", "cls_head", "sida_fc1", "attention_layer"}
 TOWERS = {"vision_tower", "mm_projector", "image_encoder"}
 LAYERS = {"layers", "norm"}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("build")
-    build_tiny_lisa(root / "lisa")
-    build_tiny_set(root / "set", per_class=1)
-    return root
 
 
 def config(place: Path, **flags: object) -> TrainConfig:

@@ -15,17 +15,8 @@ from safetensors.torch import load_file
 import train_SIDA
 from model.sida import SIDAForCausalLM
 from tests.scripts.launch import deepspeed, finish, run
-from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.data.features import FeatureCache, Features, content_key
 from utils.train.config import TrainConfig
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("features")
-    build_tiny_lisa(root / "lisa")
-    build_tiny_set(root / "set", per_class=4)
-    return root
 
 
 def flags(place: Path, name: str, *more: object) -> list[str]:

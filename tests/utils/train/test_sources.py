@@ -9,21 +9,12 @@ from pathlib import Path
 import pytest
 
 import train_SIDA
-from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.data.records import Record
 from utils.data.sid_set import read_split
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 SPLITS = ("train", "validation")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sources")
-    build_tiny_lisa(root / "lisa")
-    build_tiny_set(root / "set", per_class=4)
-    return root
 
 
 def as_manifest(root: Path) -> Path:
