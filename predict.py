@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_megapixels", type=float, default=100.0, help="larger pictures are refused")
     add("--allow_url", action="store_true", help="fetch addresses; otherwise nothing ever uses the network")
     add("--gps", action="store_true", help="keep the place where a picture was taken in its record")
+    add("--views", type=int, help="looks at a picture, each a quarter turn further, that are averaged (1 to 4); default: the checkpoint's")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="default: bf16 on a GPU, fp32 on a CPU")
     add("--device", help="cpu, cuda, cuda:1 ...; default: the GPU when there is one")
     add("--workers", type=int, default=2, help="threads that read pictures")
@@ -79,10 +80,10 @@ def predict(args: argparse.Namespace) -> int:
 
     transformers.utils.logging.disable_progress_bar()
     rules = Rules(args.threshold, args.abstain, args.gps)
-    pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=args.device)
+    pipe = SidaPipeline.from_pretrained(args.version, precision=args.precision, device=args.device, views=args.views)
     decode = "explain" if args.explain else "forced"
     asked = {"checkpoint": checkpoint(pipe), "decode": decode, "threshold": rules.threshold, "abstain": rules.abstain, "gps": rules.gps}
-    ledger = Ledger(args.out, asked | {"dtype": str(pipe.dtype)})
+    ledger = Ledger(args.out, asked | {"views": pipe.model.config.views, "dtype": str(pipe.dtype)})
     counts: Counter[str] = Counter()
     bar = tqdm(total=len(names), unit="image", disable=not sys.stderr.isatty())
 

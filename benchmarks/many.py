@@ -21,10 +21,10 @@ OWN = ("milliseconds", "time")  # of `run`: what is a run's own
 CLOSE = 1e-4  # of a probability: sums in a batch are taken in another order
 
 
-def predict(pictures: Sequence[Path], version: str, precision: str, out: Path) -> tuple[float, list[dict[str, Any]]]:
+def predict(pictures: Sequence[Path], version: str, precision: str, views: int, out: Path) -> tuple[float, list[dict[str, Any]]]:
     """Seconds of the whole process and its records, by name."""
     start = time.perf_counter()
-    how = ["--version", version, "--precision", precision, "--out", str(out)]
+    how = ["--version", version, "--precision", precision, "--views", str(views), "--out", str(out)]
     subprocess.run([sys.executable, "predict.py", *map(str, pictures), *how], check=True, capture_output=True)
     seconds = time.perf_counter() - start
     records = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
@@ -47,23 +47,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="validation", metavar="NAME", help="(validation)")
     parser.add_argument("--version", default="ck/SIDA-tiny", metavar="CKPT", help="(ck/SIDA-tiny)")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], metavar="P", help="(fp32 bf16)")
+    parser.add_argument("--views", type=int, nargs="+", default=[4, 1], metavar="V", help="looks at a picture (4 1)")
     parser.add_argument("--out", default=Path("docs/benchmarks"), type=Path, metavar="DIR", help="(docs/benchmarks)")
     args = parser.parse_args(argv)
     records = read_split(args.dataset_dir, args.split)
     if not 0 < args.pictures <= len(records):
         raise SystemExit(f"--pictures {args.pictures}: {args.dataset_dir} has 1 to {len(records)}")
     pictures = [Path(record.image) for record in records[:: len(records) // args.pictures][: args.pictures]]
-    figures = {"pictures": len(pictures)} | {precision: measure(pictures, args.version, precision) for precision in args.precision}
+    ways = [{"precision": precision, "views": views} for precision in args.precision for views in args.views]
+    runs = [way | measure(pictures, args.version, **way) for way in ways]
+    figures = {"pictures": len(pictures), "runs": runs}
     text = json.dumps(figures, indent=1) + "\n"
     (args.out / "many.json").write_text(text)
     sys.stdout.write(text)
 
 
-def measure(pictures: Sequence[Path], version: str, precision: str) -> dict[str, Any]:
+def measure(pictures: Sequence[Path], version: str, precision: str, views: int) -> dict[str, Any]:
     """Seconds of both ways, their ratios, and where their records differ."""
     with tempfile.TemporaryDirectory() as folder:
-        together, many = predict(pictures, version, precision, Path(folder) / "many")
-        alone = [predict([picture], version, precision, Path(folder) / str(i)) for i, picture in enumerate(sorted(pictures, key=str))]
+        together, many = predict(pictures, version, precision, views, Path(folder) / "many")
+        alone = [predict([picture], version, precision, views, Path(folder) / str(i)) for i, picture in enumerate(sorted(pictures, key=str))]
     singles = [record for _, (record,) in alone]
     model = {name: sum(record["run"]["milliseconds"] for record in records) / 1000 for name, records in (("many", many), ("single", singles))}
     process = {"many": together, "single": sum(seconds for seconds, _ in alone)}

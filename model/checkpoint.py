@@ -169,12 +169,13 @@ def load_tower(name: str, folder: Path, dtype: torch.dtype) -> VisionTower:
 
 
 def read_config(folder: str | Path, **overrides: Any) -> SidaConfig:
-    """config.json of a LISA or SIDA folder; overrides that are None leave the file's value."""
+    """config.json of a LISA or SIDA folder; overrides that are None leave the file's value. ValueError for a value that `SidaConfig` refuses."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder}: expected the folder of a LISA or SIDA checkpoint (download it to ck/ and give its path)")
     given = {name: value for name, value in overrides.items() if value is not None}
-    return SidaConfig.from_pretrained(folder, **given)
+    fields, _ = SidaConfig.get_config_dict(folder)
+    return SidaConfig.from_dict(fields | given)  # from_pretrained would set them unchecked
 
 
 def load_pretrained(
@@ -207,7 +208,7 @@ def load_for_training(
     `reinit_heads` repeats the original, which initialises all heads again and takes the whole SAM from `vision_pretrained`.
     """
     folder = Path(version)
-    config, tokenizer = read_config(folder, **overrides, stage=stage, cls_temperature=1.0, calibrated_on=0), SidaTokenizer.from_pretrained(folder)
+    config, tokenizer = read_config(folder, **overrides, stage=stage, cls_temperature=1.0, calibrated_on=0, views=1), SidaTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(STAGE_TOKENS[stage])
     tower = load_tower(config.vision_tower, folder, dtype)
     config.clip = tower_fields(tower)

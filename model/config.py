@@ -48,6 +48,7 @@ class SidaConfig(LlamaConfig):
     model_max_length: int = 512  # tokens, image patches included
     cls_temperature: float = 1.0  # class logits are divided by it before they become probabilities
     calibrated_on: int = 0  # pictures that it was fitted on; 0: not fitted
+    views: int = 1  # looks at a picture, each a quarter turn further, whose logits are averaged (utils/infer/views.py)
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.clip = self.clip or dict(CLIP_VIT_L_14)
@@ -61,6 +62,8 @@ class SidaConfig(LlamaConfig):
             raise ValueError(f"mm_vision_select_feature is {self.mm_vision_select_feature!r}: expected one of {SELECT_FEATURES}")
         if not self.cls_temperature > 0:
             raise ValueError(f"cls_temperature is {self.cls_temperature}: expected a number above 0")
+        if self.views not in range(1, 5):
+            raise ValueError(f"views is {self.views}: expected 1 (upright) to 4 (each quarter turn)")
         if self.image_size % 16:
             raise ValueError(f"image_size is {self.image_size}: expected a multiple of SAM's patch size, 16")
         super().__post_init__(**kwargs)

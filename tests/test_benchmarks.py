@@ -71,10 +71,12 @@ def test_different_results_are_not_compared() -> None:
 
 
 def test_one_run_over_many_pictures_gives_the_records_of_single_runs(tmp_path: Path) -> None:
-    many.main(["--pictures", "2", "--dataset_dir", str(HANDFUL), "--split", "test", "--precision", "fp32", "--out", str(tmp_path)])
+    many.main(["--pictures", "2", "--dataset_dir", str(HANDFUL), "--split", "test", "--precision", "fp32", "--views", "4", "--out", str(tmp_path)])
     figures = json.loads((tmp_path / "many.json").read_text())
+    (run,) = figures["runs"]
     assert figures["pictures"] == 2
-    assert figures["fp32"]["differences"] == []
-    assert figures["fp32"]["model_ratio"] > 0
+    assert (run["precision"], run["views"]) == ("fp32", 4)
+    assert run["differences"] == []
+    assert run["model_ratio"] > 0
     assert many.difference({"a": {"time": 1, "p": 0.5}}, {"a": {"time": 2, "p": 0.50001}}) == []
     assert many.difference({"a": {"p": 0.5, "label": "real"}}, {"a": {"p": 0.6, "label": "tampered"}}) == [".a.p: 0.5 against 0.6", ".a.label: real against tampered"]

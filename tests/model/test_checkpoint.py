@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,20 @@ def test_description_adds_end(sida: Path, tmp_path: Path) -> None:
 def test_description_starts_from_sida(lisa: Path) -> None:
     with pytest.raises(ValueError, match=r"has no \[CLS\].*is this a SIDA checkpoint"):
         load_for_training(lisa, "description")
+
+
+def test_overrides_are_checked_as_the_file_is(sida: Path) -> None:
+    with pytest.raises(ValueError, match="image_size is 250: expected a multiple"):
+        load_pretrained(sida, image_size=250)
+    assert load_pretrained(sida, views=3)[0].config.views == 3
+
+
+def test_training_starts_uncalibrated_and_upright(sida: Path, tmp_path: Path) -> None:
+    shutil.copytree(sida, tmp_path / "ck")
+    path = tmp_path / "ck" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"views": 4, "cls_temperature": 2.0, "calibrated_on": 900}))
+    config = load_for_training(tmp_path / "ck", "description")[0].config
+    assert (config.views, config.cls_temperature, config.calibrated_on) == (1, 1.0, 0)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from model.config import SidaConfig, preset
         ({"stage": "both"}, r"stage is 'both': expected one of \('sida', 'description'\)"),
         ({"conv_type": "v9"}, "conv_type is 'v9': expected one of"),
         ({"mm_vision_select_feature": "cls"}, r"mm_vision_select_feature is 'cls': expected one of \('patch', 'cls_patch'\)"),
+        ({"views": 5}, r"views is 5: expected 1 \(upright\) to 4 \(each quarter turn\)"),
         ({"image_size": 250}, "image_size is 250: expected a multiple of SAM's patch size, 16"),
     ],
 )

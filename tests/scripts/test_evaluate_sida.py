@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -128,6 +129,20 @@ def test_other_weights_under_the_same_name_need_another_folder(place: Path, whol
     (tmp_path / "settings.json").write_text(json.dumps(settings | {"weights_sha256": "0" * 64}))
     with pytest.raises(SystemExit, match="other settings .weights_sha256: '000"):
         evaluate_into(place, tmp_path)
+
+
+def test_a_temperature_belongs_to_its_views(place: Path, tmp_path: Path) -> None:
+    """Both are written into the checkpoint, whose next evaluation takes them from there."""
+    shutil.copytree(place / "sida", tmp_path / "sida")
+    flags = ["--version", str(tmp_path / "sida"), "--dataset", str(place / "set"), "--device", "cpu"]
+    assert main([*flags, "--out", str(tmp_path / "fit"), "--views", "2", "--save_temperature"]) == 0
+    config = json.loads((tmp_path / "sida" / "config.json").read_text())
+    assert (config["views"], config["calibrated_on"]) == (2, 20)
+    assert config["cls_temperature"] != 1
+    assert main([*flags, "--out", str(tmp_path / "next")]) == 0
+    fit, after = ({line.id: line.logits for line in read_lines(tmp_path / name)} for name in ("fit", "next"))
+    assert after == fit
+    assert json.loads((tmp_path / "next" / "settings.json").read_text())["views"] == 2
 
 
 @pytest.mark.parametrize("flags", [["--protocol", "paper"], ["--split", "test"]])

@@ -106,6 +106,9 @@ def test_other_settings_need_another_folder(tmp_path: Path, capsys: pytest.Captu
     assert predict.main([str(PICTURES[0]), "--out", str(tmp_path)]) == 0
     assert predict.main([str(PICTURES[0]), "--out", str(tmp_path), "--threshold", "0.3"]) == 1
     assert "threshold: None there, 0.3 here" in capsys.readouterr().err
+    assert [record["run"]["views"] for record in records(tmp_path)] == [4]
+    assert predict.main([str(PICTURES[0]), "--out", str(tmp_path), "--views", "1"]) == 1
+    assert "views: 4 there, 1 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,7 @@ def test_other_settings_need_another_folder(tmp_path: Path, capsys: pytest.Captu
     [
         (["x.jpg", "--batch_size", "0"], "batch_size is 0"),
         (["x.jpg", "--abstain", "2"], "abstain is 2.0"),
+        (["x.jpg", "--views", "9"], "views is 9: expected 1"),
         (["x.jpg", "--version", "nowhere"], "no config.json in nowhere"),
         (["https://example.org/x.jpg"], "--allow_url"),
     ],

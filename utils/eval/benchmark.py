@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.metrics import f1_score, roc_auc_score
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -37,6 +36,7 @@ from utils.data.sid_set import read_split
 from utils.eval import baselines
 from utils.eval.audit import metadata_accuracy, thumbnail_auroc
 from utils.eval.bootstrap import Estimate, bootstrap
+from utils.eval.judging import look, resized_to
 
 
 @dataclass
@@ -71,12 +71,9 @@ def ask(model: SIDAForCausalLM, tokenizer: SidaTokenizer, records: Sequence[Reco
     for batch, unreadable in tqdm(DataLoader(SidaDataset(records, processor, replace_unreadable=False), batch_size, collate_fn=collate), desc="asking"):
         if unreadable:
             raise ValueError(f"cannot read {unreadable}: build the data set anew")
-        rows = ids.expand(len(batch), -1)
-        inputs = batch.model_inputs() | {"input_ids": rows, "attention_mask": torch.ones_like(rows, dtype=torch.bool), "cls_labels": None, "masks": None}
-        out = model(**inputs)
-        probs.append(out.cls_logits.float().softmax(dim=-1))
-        for logits, size in zip(out.mask_logits, batch.original_hw, strict=True):
-            masks.append(F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0, 0].half())
+        cls_logits, found = look(model, batch, ids, model.config.views, lambda logits: range(len(logits)))
+        probs.append(cls_logits.float().softmax(dim=-1))
+        masks += [resized_to(found[i], size).half() for i, size in enumerate(batch.original_hw)]
     return Answers(torch.cat(probs).numpy(), torch.stack(masks).numpy())
 
 

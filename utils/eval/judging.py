@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from model.sida import SIDAForCausalLM
-from model.types import Batch, Label
+from model.types import Batch, Label, Size
 from utils.data.collate import collate
 from utils.data.conversation import answer, encode, question
 from utils.data.dataset import SidaDataset, decode
@@ -30,6 +31,7 @@ from utils.data.records import Record
 from utils.data.sampler import Draw
 from utils.eval.metrics import legacy_overlap
 from utils.infer.pipeline import SidaPipeline
+from utils.infer.views import average, turned, turned_size, upright
 
 log = logging.getLogger(__name__)
 
@@ -112,32 +114,53 @@ def explain(pipe: SidaPipeline, records: Sequence[Record], lines: Mapping[str, L
 
 
 @torch.inference_mode()
+def look(model: SIDAForCausalLM, batch: Batch, ids: Tensor, views: int, wanted: Callable[[Tensor], Sequence[int]]) -> tuple[Tensor, dict[int, Tensor]]:
+    """Class logits [B, 3] and mask logits, at the resized size [h, w], under the answer in `ids` [T]: averages over `views` (utils/infer/views.py).
+
+    `wanted` names, given the class logits, the rows whose masks are decoded.
+    """
+    count, turns = len(batch), range(views)
+    clip = torch.cat([turned(batch.images_clip, batch.images_clip.shape[-2:], k) for k in turns])
+    rows = ids.expand(len(clip), -1)
+    hidden = model.model(inputs_embeds=model.embed(rows, clip), attention_mask=torch.ones_like(rows, dtype=torch.bool)).last_hidden_state
+    each = model.classify(hidden, rows)
+    cls_logits, masks = average(each, views), {}
+    if chosen := list(wanted(cls_logits)):
+        looks = [(k, i) for k in turns for i in chosen]
+        at = [k * count + i for k, i in looks]
+        states, sam = model.seg_states(hidden, rows), model.model.visual_model
+        embeddings = sam.encode(torch.stack([turned(batch.images_sam[i], batch.resized_hw[i], k) for k, i in looks]))
+        low_res = model.low_res_masks(embeddings, [states[row] for row in at], each[at])
+        found = []
+        for logits, (k, i) in zip(low_res, looks, strict=True):
+            size = turned_size(batch.resized_hw[i], k)
+            found.append(upright(sam.upscale(logits, size, size)[0], k))
+        masks = {i: torch.stack(found[n :: len(chosen)]).mean(dim=0) for n, i in enumerate(chosen)}
+    return cls_logits, masks
+
+
+def resized_to(mask: Tensor, size: Size) -> Tensor:
+    """Mask logits [h, w] -> [*size]."""
+    return F.interpolate(mask[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+
+
+@torch.inference_mode()
 def _lines(model: SIDAForCausalLM, dataset: SidaDataset, place: dict[str, int], batch: Batch, prompt: Tensor, corruption: str) -> Iterator[Line]:
-    ids = prompt.expand(len(batch), -1)
-    hidden = model.model(inputs_embeds=model.embed(ids, batch.images_clip), attention_mask=torch.ones_like(ids, dtype=torch.bool)).last_hidden_state
-    cls_logits = model.classify(hidden, ids)
-    tampered = (batch.cls_labels == Label.TAMPERED).tolist()
+    tampered = batch.cls_labels == Label.TAMPERED
+    views = model.config.views if dataset.features is None else 1  # features cannot be turned
+    cls_logits, masks = look(model, batch, prompt, views, lambda logits: (tampered | (logits.argmax(dim=-1) == Label.TAMPERED)).nonzero().flatten().tolist())
     judged = cls_logits.argmax(dim=-1).tolist()
     probs = (cls_logits.float() / model.config.cls_temperature).softmax(dim=-1)
-    wanted = [i for i in range(len(batch)) if tampered[i] or judged[i] == Label.TAMPERED]
-    states = model.seg_states(hidden, ids)
-    masks = {}
-    if wanted:
-        embeddings = model.model.visual_model.encode(batch.images_sam[wanted])
-        masks = dict(zip(wanted, model.low_res_masks(embeddings, [states[i] for i in wanted], cls_logits[wanted]), strict=True))
     for i, name in enumerate(batch.ids):
         line = begin(dataset.records[place[name]], corruption)
         line.logits, line.probs = ([round(float(x), DIGITS) for x in row[i]] for row in (cls_logits, probs))
         line.predicted, line.area = judged[i], 0.0
         if i in masks:
-            upscale: Callable[..., Tensor] = model.model.visual_model.upscale
-            resized, original = batch.resized_hw[i], batch.original_hw[i]
-            logits = upscale(masks[i], resized, original)[0].float().cpu().numpy()
+            logits = resized_to(masks[i], batch.original_hw[i]).cpu().numpy()
             found = logits > 0 if judged[i] == Label.TAMPERED else np.zeros_like(logits, bool)
             line.area = round(float(found.mean()), DIGITS)
             if tampered[i]:
-                at_resized = upscale(masks[i], resized, resized)[0]
-                _localize(line, logits, found, truth(dataset, place[name]), legacy_overlap(at_resized, batch.masks[i][0]))
+                _localize(line, logits, found, truth(dataset, place[name]), legacy_overlap(masks[i], batch.masks[i][0]))
         yield line
 
 

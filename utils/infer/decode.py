@@ -13,7 +13,7 @@ Dimensions: B images, T prompt tokens (of the longest prompt), A answer tokens, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from model.sida import SIDAForCausalLM
 from model.tokens import PAD_TOKEN_ID, positions_before
 from model.types import Label, Size
+from utils.infer.views import average, turned_size, upright
 
 DECODES = ("generate", "explain", "forced", "reference")
 ROOM = 256  # tokens by which the KV cache grows
@@ -32,13 +33,13 @@ REPEATS, LONGEST_LOOP = 4, 32  # an answer that ends in so many copies of so few
 
 @dataclass
 class Question:
-    """One image and its prompt, as tensors on the model's device."""
+    """One image and its prompt, as tensors on the model's device. V looks at the image are averaged, each a quarter turn further (views.py)."""
 
     prompt_ids: Tensor  # int64 [1, T]
     verdicts: tuple[list[int], ...]  # token ids of each class's verdict sentence; the tampered one ends in [SEG]
-    images_clip: Tensor  # [1, 3, 224, 224], or the tower's features [1, P, D]
-    images_sam: Tensor  # [1, 3, S, S], or SAM's embedding [1, E, S/16, S/16]
-    resized_hw: Size
+    images_clip: Tensor  # [V, 3, 224, 224], or the tower's features [V, P, D]
+    images_sam: Tensor  # [V, 3, S, S], or SAM's embeddings [V, E, S/16, S/16]
+    resized_hw: Size  # upright
     original_hw: Size
     max_new_tokens: int = 512
     stop_ids: tuple[int, ...] = ()
@@ -49,6 +50,14 @@ class Question:
         """The tampered verdict up to, and without, its [SEG]."""
         return self.verdicts[Label.TAMPERED][:-1]
 
+    def looks(self) -> list[Question]:
+        """A question for each of V looks; of several, with the mask wanted at the resized size."""
+        if len(self.images_clip) == 1:
+            return [self]
+        sizes = [turned_size(self.resized_hw, k) for k in range(len(self.images_clip))]
+        inputs = zip(self.images_clip.split(1), self.images_sam.split(1), sizes, strict=True)
+        return [replace(self, images_clip=clip, images_sam=sam, resized_hw=size, original_hw=size) for clip, sam, size in inputs]
+
 
 @dataclass
 class Reading:
@@ -57,7 +66,7 @@ class Reading:
     cls_logits: Tensor  # [3]
     mask_logits: Tensor | None = None  # [n, h, w] for a tampered image; a pixel is tampered where > 0
     answer_ids: list[int] = field(default_factory=list)
-    embedding: Tensor | None = None  # SAM's, [1, E, S/16, S/16], when it was computed: in place of `images_sam` it saves SAM's encoder next time
+    embedding: Tensor | None = None  # SAM's, [V, E, S/16, S/16], when it was computed: in place of `images_sam` it saves SAM's encoder next time
 
 
 class _Layer(DynamicLayer):
@@ -129,15 +138,49 @@ def read(model: SIDAForCausalLM, question: Question, decode: str = "generate") -
 
 @torch.inference_mode()
 def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: str = "generate", judge: Callable[[Tensor], Tensor] = likeliest) -> list[Reading]:
-    """Answer `questions` together, each as if alone, by one of DECODES; ValueError for another. `judge`: class logits [B, 3] -> labels [B]."""
+    """Answer `questions` together, each as if alone, by one of DECODES; ValueError for another. `judge`: class logits [B, 3] -> labels [B].
+
+    All questions have as many looks, whose class and mask logits are averaged; the first look writes the answer.
+    """
     if decode not in DECODES:
         raise ValueError(f"decode is {decode!r}: expected one of {DECODES}")
+    turns = list(zip(*(question.looks() for question in questions), strict=True))  # V x B
+    writing = len(turns) if decode == "forced" else 1  # what writes is read apart from what does not
+    groups = [[look for turn in part for look in turn] for part in (turns[:writing], turns[writing:]) if part]
+    begun = [_begin(model, group) for group in groups]
+    cls_logits = average(torch.cat([logits for _, _, logits in begun]), len(turns))
+    judged = judge(cls_logits).tolist()
+    readings = []
+    for group, start, how in zip(groups, begun, (decode, "forced"), strict=False):
+        readings += _go_on(model, group, *start, judged * (len(group) // len(questions)), how)
+    return [_together(question, cls_logits[i], readings[i :: len(questions)]) for i, question in enumerate(questions)]
+
+
+def _together(question: Question, cls_logits: Tensor, looks: Sequence[Reading]) -> Reading:
+    """The answer of all looks."""
+    if len(looks) == 1:
+        return looks[0]
+    together = Reading(cls_logits, answer_ids=looks[0].answer_ids)
+    if looks[0].mask_logits is not None:
+        mask = torch.stack([upright(look.mask_logits, k) for k, look in enumerate(looks)]).mean(dim=0)
+        together.mask_logits = F.interpolate(mask[:, None], question.original_hw, mode="bilinear", align_corners=False)[:, 0]
+        together.embedding = torch.cat([look.embedding for look in looks])
+    return together
+
+
+def _begin(model: SIDAForCausalLM, questions: Sequence[Question]) -> tuple[_Rows, Tensor, Tensor]:
+    """Read the prompts, one look each: the rows, their states [B, T, H] and class logits [B, 3]."""
     rows = _Rows(model, len(questions), questions[0].prompt_ids.device)
     prompt = rows.extend([q.prompt_ids[0].tolist() for q in questions], torch.cat([q.images_clip for q in questions]))
-    cls_logits = model.model.cls_head[0](prompt[:, -1])
+    return rows, prompt, model.model.cls_head[0](prompt[:, -1])
+
+
+def _go_on(
+    model: SIDAForCausalLM, questions: Sequence[Question], rows: _Rows, prompt: Tensor, cls_logits: Tensor, judged: Sequence[int], decode: str
+) -> list[Reading]:
+    """From what `_begin` gave to the answers and masks under these verdicts."""
     answers: list[list[int]] = [[] for _ in questions]
     written: list[Tensor] = []
-    judged = judge(cls_logits).tolist()
     if decode != "forced":
         openings = [q.verdicts[label] if decode == "explain" else [] for q, label in zip(questions, judged, strict=True)]
         answers, written = _greedy(model, questions, rows, prompt[:, -1], openings, guarded=decode != "reference")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from utils.data.dataset import SidaProcessor
 from utils.infer.decode import Question, Reading, read_batch
 from utils.infer.intake import Opened, Picture, open_picture
 from utils.infer.prediction import Prediction
+from utils.infer.views import turned
 
 AT_ONCE = 64.0  # megapixels of one batch
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,9 +47,13 @@ class Seen:
     """A picture and what the encoders made of it: asked again, it is not encoded again."""
 
     opened: Opened
-    images_clip: Tensor  # [1, 3, 224, 224], or the tower's features [1, P, D]
-    images_sam: Tensor  # SAM's input [1, 3, S, S]; its embedding [1, E, S/16, S/16] once a mask was decoded
+    images_clip: Tensor  # V looks [V, 3, 224, 224], or the tower's features [V, P, D]
+    images_sam: Tensor  # SAM's inputs [V, 3, S, S]; its embeddings [V, E, S/16, S/16] once a mask was decoded
     resized_hw: Size
+
+    def upright(self) -> Seen:
+        """The first look alone."""
+        return replace(self, images_clip=self.images_clip[:1], images_sam=self.images_sam[:1])
 
 
 def _batches(images: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
@@ -147,7 +152,10 @@ class SidaPipeline:
         """Open a picture and turn it into the encoders' inputs."""
         opened = open_picture(image)
         clip, sam, resized = self.processor.images(opened.rgb)
-        return Seen(opened, clip[None].to(self.device, self.dtype), sam[None].to(self.device, self.dtype), resized)
+        quarters = range(self.model.config.views)
+        clips = torch.stack([turned(clip, clip.shape[-2:], k) for k in quarters])
+        sams = torch.stack([turned(sam, resized, k) for k in quarters])
+        return Seen(opened, clips.to(self.device, self.dtype), sams.to(self.device, self.dtype), resized)
 
     def _answer(
         self,
@@ -161,13 +169,14 @@ class SidaPipeline:
         """One batch."""
         start = time.perf_counter()
         seen = [image if isinstance(image, Seen) else self.prepare(image) for image in images]
-        questions = [self._question(one, text, max_new_tokens, on_text) for one in seen]
+        asked = [one.upright() if decode == "reference" else one for one in seen]
+        questions = [self._question(one, text, max_new_tokens, on_text) for one in asked]
         readings = read_batch(self.model, questions, decode, lambda logits: self._judge(logits, threshold))
         for one, reading in zip(seen, readings, strict=True):
             one.images_sam = one.images_sam if reading.embedding is None else reading.embedding
         answered = [(reading, *self._verdict(reading, threshold), self._mask(reading)) for reading in readings]
         seconds = (time.perf_counter() - start) / len(images)
-        ended = [decode == "forced" or reading.answer_ids[-1] in asked.stop_ids for asked, reading in zip(questions, readings, strict=True)]
+        ended = [decode == "forced" or reading.answer_ids[-1] in question.stop_ids for question, reading in zip(questions, readings, strict=True)]
         return [
             Prediction(one.opened, label, probs, self._text(reading, label, decode), mask, seconds, whole)
             for one, (reading, label, probs, mask), whole in zip(seen, answered, ended, strict=True)

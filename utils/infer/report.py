@@ -16,7 +16,7 @@ from utils.infer.pipeline import SidaPipeline
 from utils.infer.prediction import Prediction
 from utils.infer.provenance import describe
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 CAVEAT = "A statistical judgement, not proof. That nothing was detected does not show that a picture is authentic."
 GENERATED = "Written by the model. It is not evidence: it may name things that are not in the picture."
 SMALLEST = 64  # pixels of the short side: less leaves the encoders nothing to look at
@@ -82,6 +82,7 @@ def build(pipe: SidaPipeline, prediction: Prediction, rules: Rules, *, decode: s
         "explanation": None if decode == "forced" else {"text": prediction.text, "complete": prediction.ended, "status": GENERATED},
         "run": {
             "decode": decode,
+            "views": pipe.model.config.views,
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "device": pipe.device,
             "seed": None,  # nothing is drawn: decoding is greedy
