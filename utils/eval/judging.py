@@ -95,6 +95,8 @@ def judge(
     prompt = torch.tensor(encode(dataset.processor.tokenizer, model.config, question(model.config.stage), answer(Label.TAMPERED, model.config.stage))[0])
     explains = model.config.stage == "description" and not corruption
     pipe = SidaPipeline(model, dataset.processor.tokenizer, str(device), dtype) if explains else None
+    if dataset.features is not None and model.config.views > 1:
+        log.warning("one look at each picture instead of %d: kept features cannot be turned, leave out --cache_features for all", model.config.views)
     place = {record.id: i for i, record in enumerate(dataset.records)}
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=device.type == "cuda")
     for indices, (batch, _) in zip(batches, loader, strict=True):
@@ -147,7 +149,7 @@ def resized_to(mask: Tensor, size: Size) -> Tensor:
 @torch.inference_mode()
 def _lines(model: SIDAForCausalLM, dataset: SidaDataset, place: dict[str, int], batch: Batch, prompt: Tensor, corruption: str) -> Iterator[Line]:
     tampered = batch.cls_labels == Label.TAMPERED
-    views = model.config.views if dataset.features is None else 1  # features cannot be turned
+    views = model.config.views if dataset.features is None else 1
     cls_logits, masks = look(model, batch, prompt, views, lambda logits: (tampered | (logits.argmax(dim=-1) == Label.TAMPERED)).nonzero().flatten().tolist())
     judged = cls_logits.argmax(dim=-1).tolist()
     probs = (cls_logits.float() / model.config.cls_temperature).softmax(dim=-1)

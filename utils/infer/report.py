@@ -82,7 +82,7 @@ def build(pipe: SidaPipeline, prediction: Prediction, rules: Rules, *, decode: s
         "explanation": None if decode == "forced" else {"text": prediction.text, "complete": prediction.ended, "status": GENERATED},
         "run": {
             "decode": decode,
-            "views": pipe.model.config.views,
+            "views": 1 if decode == "reference" else pipe.model.config.views,
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "device": pipe.device,
             "seed": None,  # nothing is drawn: decoding is greedy

@@ -50,6 +50,7 @@ def test_the_schema_documents_every_field() -> None:
 @pytest.mark.parametrize("decode", ["forced", "explain"])
 def test_records_conform(pipe: SidaPipeline, decode: str) -> None:
     record = build(pipe, pipe(PHOTO, decode=decode, max_new_tokens=20), Rules(), decode=decode)
+    assert record["run"]["views"] == 4
     CHECK.validate(record)
     assert record["verdict"]["label"] == "tampered"
     assert record["localization"]["boxes"]
@@ -57,6 +58,12 @@ def test_records_conform(pipe: SidaPipeline, decode: str) -> None:
     assert record["file"]["name"] == str(PHOTO)
     assert json.loads(json.dumps(record)) == record
     CHECK.validate(failure("x.jpg", ValueError("cut")))
+
+
+def test_a_reference_record_says_one_look(pipe: SidaPipeline) -> None:
+    record = build(pipe, pipe(PHOTO, decode="reference", max_new_tokens=20), Rules(), decode="reference")
+    CHECK.validate(record)
+    assert record["run"]["views"] == 1
 
 
 def test_pixels_have_a_record_too(pipe: SidaPipeline) -> None:
