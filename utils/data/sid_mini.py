@@ -2,6 +2,7 @@
 
     python -m utils.data.sid_mini --out data/SID_Mini
     python -m utils.data.sid_mini --out data/mine --photos ~/Pictures --ai ~/generated
+    python -m utils.data.more --out data/more && python -m utils.data.sid_mini --out data/SID_Mini --train_photos data/more/real --train_ai data/more/ai
 
 Every picture, of whatever class, walks one way: a random crop at a random scale, half the time an earlier JPEG, what its class is about, a mild
 filter, one final JPEG. Sources belong to one split. Some kinds and generators appear in the test split only.
@@ -15,9 +16,9 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}  # share of the sources
 TEST_ONLY = ("seamless_clone", "esrgan-medium-x4", "qwen-image")
 LEAST_CROP = 180  # pixels of the source
 EVALUATED = 300  # most pictures per class of validation and of test
+PHOTOS, AI = "photographs", "generated pictures"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ def usable(path: Path) -> bool:
         return False
 
 
+def _pictures(folders: Sequence[Path], what: str) -> list[Path]:
+    return [path for path in find(folders, what) if usable(path)] if folders else []
+
+
 def share_out(paths: Sequence[Path], seed: int) -> dict[str, tuple[Path, ...]]:
     """Each path in one split, by the hash of its name, so that adding a file moves no other far. ValueError for fewer than three."""
     if len(paths) < len(SPLITS):
@@ -105,6 +111,19 @@ def plan_sources(photos: Sequence[Path], ai: Sequence[Path], nets: Sequence[Path
         )
         for split in SPLITS
     }
+
+
+def gather(
+    photos: Sequence[Path], ai: Sequence[Path], train_photos: Sequence[Path], train_ai: Sequence[Path], test_only: Sequence[str], seed: int
+) -> dict[str, Sources]:
+    """`plan_sources` of what lies in folders; errors as `find` and `share_out`.
+
+    What lies in `train_photos` and `train_ai` goes to the train split, and moves nothing in the others.
+    """
+    plan = plan_sources(_pictures(photos, PHOTOS), _pictures(ai, AI), sorted((PACK / "nets").glob("*.safetensors")), test_only, seed)
+    train = plan["train"]
+    more = replace(train, photos=(*train.photos, *_pictures(train_photos, PHOTOS)), ai=(*train.ai, *_pictures(train_ai, AI)))
+    return {**plan, "train": more}
 
 
 def turn(items: tuple[Any, ...], number: int) -> Any:
@@ -220,14 +239,12 @@ def _tamper(rgb: np.ndarray, task: Task, record: dict[str, object], rng: Generat
     return done.rgb
 
 
-def build(out: Path, photos: Sequence[Path], ai: Sequence[Path], *, size: int, per_class: int, seed: int, test_only: Sequence[str], workers: int) -> None:
-    """Write the data set, to `out` only when it is whole; errors as `find` and `share_out`, FileExistsError when `out` already holds something."""
+def build(out: Path, plan: Mapping[str, Sources], *, size: int, per_class: int, seed: int, workers: int) -> None:
+    """Write the data set, to `out` only when it is whole. FileExistsError when `out` already holds something, ValueError for a size that does not do."""
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: give --out a new folder, or delete it")
     if size < 64 or per_class < 1:
         raise ValueError(f"--size is {size}, --per_class {per_class}: expected at least 64 and 1")
-    pictures = [[path for path in find(folders, what) if usable(path)] for folders, what in ((photos, "photographs"), (ai, "generated pictures"))]
-    plan = plan_sources(*pictures, sorted((PACK / "nets").glob("*.safetensors")), test_only, seed)
     partial = out.with_name(f"{out.name}.part")
     shutil.rmtree(partial, ignore_errors=True)  # an interrupted build's
     for number, (split, sources) in enumerate(plan.items()):
@@ -256,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--photos", type=Path, nargs="+", default=[PACK / "real"], help="folders of photographs; default: the 138 in examples/photos")
     parser.add_argument("--ai", type=Path, nargs="+", default=[PACK / "ai"], help="folders <generator>/<picture>; default: the 68 in examples/photos")
+    parser.add_argument("--train_photos", type=Path, nargs="+", default=[], help="folders of more photographs, for the train split alone")
+    parser.add_argument("--train_ai", type=Path, nargs="+", default=[], help="folders <generator>/<picture> of more, for the train split alone")
     parser.add_argument("--size", type=int, default=384, help="side of the pictures, pixels")
     parser.add_argument("--per_class", type=int, default=600, help=f"train pictures of a class; validation and test get a quarter, at most {EVALUATED}")
     parser.add_argument("--seed", type=int, default=0)
@@ -263,7 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args(argv)
     try:
-        build(args.out, args.photos, args.ai, **{name: getattr(args, name) for name in ("size", "per_class", "seed", "test_only", "workers")})
+        plan = gather(args.photos, args.ai, args.train_photos, args.train_ai, args.test_only, args.seed)
+        build(args.out, plan, size=args.size, per_class=args.per_class, seed=args.seed, workers=args.workers)
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
     return 0

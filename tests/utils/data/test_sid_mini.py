@@ -12,7 +12,7 @@ import pytest
 
 from model.types import Label
 from utils.data.describe import position
-from utils.data.sid_mini import PACK, SPLITS, TEST_ONLY, find, main, plan_sources, share_out
+from utils.data.sid_mini import PACK, SPLITS, TEST_ONLY, find, gather, main, plan_sources, share_out
 from utils.data.sid_set import read_split
 from utils.eval.audit import metadata_accuracy, thumbnail_auroc
 
@@ -128,6 +128,19 @@ def test_an_own_folder_of_photographs(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path / "mini")])
     assert "not empty" in capsys.readouterr().err
+
+
+def test_more_sources_go_to_the_train_split_alone(mini: Path, tmp_path: Path) -> None:
+    for folder, source in (("real", "real"), ("ai/net", "ai")):
+        (tmp_path / folder).mkdir(parents=True)
+        for i, path in enumerate(find([PACK / source], "pictures")[:2]):
+            (tmp_path / folder / f"more{i}{path.suffix}").write_bytes(path.read_bytes())
+    assert main(["--out", str(tmp_path / "mini"), "--train_photos", str(tmp_path / "real"), "--train_ai", str(tmp_path / "ai"), *SMALL]) == 0
+    before, after = digest(mini), digest(tmp_path / "mini")
+    held_out = [name for name in before if not name.startswith("train/")]
+    assert {name: after[name] for name in held_out} == {name: before[name] for name in held_out}
+    plan = gather([PACK / "real"], [PACK / "ai"], [tmp_path / "real"], [tmp_path / "ai"], TEST_ONLY, 0)
+    assert [path.stem for name in ("photos", "ai") for path in getattr(plan["train"], name)[-2:]] == ["more0", "more1"] * 2
 
 
 def test_an_interrupted_build_is_not_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
