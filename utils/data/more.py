@@ -61,11 +61,15 @@ PACKAGES = {  # name: where it is, SHA-256
 
 
 def fetch(package: str) -> Path:
-    """The package's file, downloaded once. ValueError when its hash is another, OSError when it cannot be had."""
+    """The package's file, downloaded once. OSError when it cannot be had, ValueError when its hash is another."""
     import pooch  # with requests, for this command alone
 
     folder, digest = PACKAGES[package]
-    return Path(pooch.retrieve(f"{folder}/{package}", f"sha256:{digest}", fname=package, path=pooch.os_cache("sida"), progressbar=True))
+    url = f"{folder}/{package}"
+    try:
+        return Path(pooch.retrieve(url, f"sha256:{digest}", fname=package, path=pooch.os_cache("sida"), progressbar=True))
+    except OSError as error:
+        raise OSError(f"{url} cannot be had: {error}. Is the network within reach? The pack in {PACK} alone makes a data set too, without this.") from error
 
 
 def opener(package: Path) -> Callable[[str], bytes]:
@@ -148,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with LIST.open(newline="") as file:
             write(args.out, list(csv.DictReader(file)))
     except (OSError, ValueError) as error:
-        parser.exit(1, f"error: {error}\nIs the network within reach? The pack in {PACK} alone makes a data set too, without this.\n")
+        parser.exit(1, f"error: {error}\n")
     return 0
 
 

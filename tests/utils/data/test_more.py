@@ -113,6 +113,12 @@ def test_without_a_network_the_message_says_what_works(tmp_path: Path, monkeypat
     assert failure.value.code == 1
     assert "deb.debian.org" in (said := capsys.readouterr().err)
     assert "alone makes a data set too" in said
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "mine.webp").touch()
+    with pytest.raises(SystemExit):
+        more.main(["--out", str(tmp_path / "more")])
+    assert "within reach" not in (said := capsys.readouterr().err)
+    assert "is not empty" in said
 
 
 def test_the_list_fits_the_packages_and_the_pack() -> None:
