@@ -111,6 +111,20 @@ def test_eval_only(place: Path, merged: Path, trained: Path, capsys: pytest.Capt
     assert (place / "runs" / "eval1" / "eval" / "gallery.jpg").is_file()
 
 
+def test_kept_features_allow_one_look_and_that_is_said(place: Path, merged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import shutil
+
+    shutil.copytree(merged, tmp_path / "four")
+    config = tmp_path / "four" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"views": 4}))
+    flags = ["--dataset_dir", place / "set", "--precision", "fp32", "--log_base_dir", tmp_path, "--eval_only", "--workers", 0, "--cache_features", tmp_path / "kept"]
+    for version, name in ((merged, "one"), (tmp_path / "four", "four")):
+        assert train_SIDA.main([*map(str, flags), "--version", str(version), "--exp_name", name]) == 0
+        assert caplog.text.count("one look at each picture instead of 4") == (name == "four")
+    one, four = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("one", "four"))
+    assert one["detection"] == four["detection"]
+
+
 def test_chat(place: Path, merged: Path) -> None:
     picture = place / "set" / "train" / "tampered" / "tampered_0.png"
     done = run([sys.executable, "chat.py", "--version", merged, "--vis_save_path", place / "out", "--model_max_length", 8], text=f"Is it real?\n{picture}\n")
