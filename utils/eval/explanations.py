@@ -96,7 +96,7 @@ def columns(answers: Sequence[Said], records: Sequence[Record]) -> dict[str, np.
         }
         if record.label is Label.REAL:
             row["names an area on a real picture"] = bool(cells(answer.told.areas))
-        if record.label is answer.judged is Label.TAMPERED:
+        if record.label is answer.judged is Label.TAMPERED and str(truth):  # of a description in another form nothing can be right
             row["manipulation right, of detected"] = answer.told.type.lower() == truth.type.lower()
             row["position within a cell, of detected"] = any(is_near(a, b) for a in cells(answer.told.areas)[:1] for b in cells(truth.areas))
             row["position exact, of detected"] = cells(answer.told.areas)[:1] == cells(truth.areas)
@@ -142,6 +142,8 @@ def cosine(answers: Sequence[Said], truths: Sequence[Explanation]) -> np.ndarray
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts = [[str(answer.told) for answer in answers], [str(truth) for truth in truths]]
+    if not any(texts[1]):  # descriptions in a form of their own, of which nothing could be parsed
+        return np.zeros(len(answers))
     vectorizer = TfidfVectorizer().fit(texts[1])
     ours, theirs = (vectorizer.transform(side) for side in texts)
     return np.asarray(ours.multiply(theirs).sum(axis=1)).ravel()

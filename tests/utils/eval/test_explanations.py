@@ -92,6 +92,12 @@ def test_silence_counts_as_wrong() -> None:
     assert values["not empty"][0] == values["parsed"][0] == values["text and class head agree"][0] == values["manipulation right, of detected"][0] == 0
 
 
+def test_a_truth_in_another_form_makes_nothing_right() -> None:
+    values = columns([said("upper left, splicing", Label.TAMPERED)], [record(Label.TAMPERED, "upper left, splicing")])
+    assert "manipulation right, of detected" not in values
+    assert values["TF-IDF cosine"][0] == values["ROUGE-L"][0] == 0
+
+
 def test_lines_of_an_evaluation() -> None:
     """Texts in lines count as in `columns`; a text that cannot be parsed is counted, a line without one is in no figure."""
     label = int(Label.TAMPERED)
