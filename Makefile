@@ -38,8 +38,9 @@ app: $(READY)
 
 # From nothing to ck/SIDA-tiny in two hours and three quarters on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
 # pictures from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained. Then the
-# same on 24 000 pictures from three times as many sources, fetched (650 MB): encoders, whole network, and that once more. Each time the last state
-# is merged: on validation its masks were better than those of the state with the best accuracy (docs/benchmarks.md).
+# same on 24 000 pictures from six times as many sources, fetched (950 MB): encoders, whole network, and that once more. Each time the last state
+# is merged: on validation its masks were better than those of the state with the best accuracy (docs/benchmarks.md). The weights in ck/ saw the
+# first three times as many: MORE.csv has grown since.
 MINI := data/SID_Mini
 $(MINI): | $(READY)
 	$(PY) -m utils.data.sid_mini --out $(MINI) --size 256 --per_class 8000
