@@ -38,7 +38,7 @@ app: $(READY)
 
 # From nothing to ck/SIDA-tiny in two hours and three quarters on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
 # pictures from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained. Then the
-# same on 24 000 pictures from six times as many sources, fetched (950 MB): encoders, whole network, and that once more. Each time the last state
+# same on 24 000 pictures from six times as many sources, fetched (1.1 GB): encoders, whole network, and that once more. Each time the last state
 # is merged: on validation its masks were better than those of the state with the best accuracy (docs/benchmarks.md). The weights in ck/ saw the
 # first three times as many: MORE.csv has grown since.
 MINI := data/SID_Mini
@@ -49,7 +49,7 @@ MORE := data/SID_More
 data/more: | $(READY)
 	$(PY) -m utils.data.more --out data/more
 $(MORE): | $(READY) data/more
-	$(PY) -m utils.data.sid_mini --out $(MORE) --size 256 --per_class 8000 --train_photos data/more/real --train_ai data/more/ai
+	$(PY) -m utils.data.sid_mini --out $(MORE) --size 256 --per_class 8000 --train_photos data/more/real --train_ai data/more/ai --vary_train
 # whole network: checkpoint to start from, data, name in runs/, steps of each of four epochs, seed, folder for the result
 whole = $(PY) train_SIDA.py --version $(1) --dataset_dir $(2) --exp_name $(3) --precision bf16 --train_vision --turn --lora_r 0 --train_text \
   --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \

