@@ -2,7 +2,8 @@
 
     python -m utils.data.sid_mini --out data/SID_Mini
     python -m utils.data.sid_mini --out data/mine --photos ~/Pictures --ai ~/generated
-    python -m utils.data.more --out data/more && python -m utils.data.sid_mini --out data/SID_More --train_photos data/more/real --train_ai data/more/ai --vary_train
+    python -m utils.data.more --out data/more
+    python -m utils.data.sid_mini --out data/SID_More --train_photos data/more/real --train_ai data/more/ai --vary_train
 
 Every picture, of whatever class, walks one way: a random crop at a random scale, half the time an earlier JPEG, what its class is about, a mild
 filter, one final JPEG. Sources belong to one split. Some kinds and generators appear in the test split only.
