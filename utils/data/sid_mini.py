@@ -3,7 +3,7 @@
     python -m utils.data.sid_mini --out data/SID_Mini
     python -m utils.data.sid_mini --out data/mine --photos ~/Pictures --ai ~/generated
     python -m utils.data.more --out data/more
-    python -m utils.data.sid_mini --out data/SID_More --train_photos data/more/real --train_ai data/more/ai --vary_train
+    python -m utils.data.sid_mini --out data/SID_More --train_photos data/more/real --train_ai data/more/ai
 
 Every picture, of whatever class, walks one way: a random crop at a random scale, half the time an earlier JPEG, what its class is about, a mild
 filter, one final JPEG. Sources belong to one split. Some kinds and generators appear in the test split only.
@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
-from PIL import Image, ImageEnhance
+from PIL import Image
 from tqdm import tqdm
 
 from model.types import Label
@@ -41,7 +41,6 @@ PACK = Path(__file__).resolve().parents[2] / "examples" / "photos"
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}  # share of the sources
 TEST_ONLY = ("seamless_clone", "esrgan-medium-x4", "qwen-image")
 LEAST_CROP = 180  # pixels of the source
-TONE = (0.7, 1.4)  # factor on saturation, brightness and contrast of a source with varied tones
 EVALUATED = 300  # most pictures per class of validation and of test
 PHOTOS, AI = "photographs", "generated pictures"
 
@@ -54,7 +53,6 @@ class Sources:
     ai: tuple[Path, ...]  # .../<generator>/<name>
     nets: tuple[Path, ...]
     kinds: tuple[str, ...]
-    varied: bool = False  # each cut gets other tones, so that those of a few sources are not learned for their class's
 
 
 @dataclass(frozen=True)
@@ -156,18 +154,8 @@ def cut(path: Path, task: Task, rng: Generator) -> np.ndarray:
     square = rgb[top : top + side, left : left + side]
     if rng.random() < 0.5:
         square = square[:, ::-1]
-    if task.sources.varied:
-        square = vary(square, rng)
     picture = np.asarray(Image.fromarray(square).resize((task.size, task.size), FILTERS[rng.integers(len(FILTERS))]))
     return jpeg(picture, int(rng.integers(70, 99)), rng) if rng.random() < 0.5 else picture
-
-
-def vary(rgb: np.ndarray, rng: Generator) -> np.ndarray:
-    """`rgb` with another saturation, brightness and contrast, drawn from TONE (log-uniform)."""
-    picture = Image.fromarray(np.ascontiguousarray(rgb))
-    for enhance in (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast):
-        picture = enhance(picture).enhance(float(np.exp(rng.uniform(*np.log(TONE)))))
-    return np.asarray(picture)
 
 
 def jpeg(rgb: np.ndarray, quality: int, rng: Generator) -> np.ndarray:
@@ -301,7 +289,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ai", type=Path, nargs="+", default=[PACK / "ai"], help="folders <generator>/<picture>; default: the 68 in examples/photos")
     parser.add_argument("--train_photos", type=Path, nargs="+", default=[], help="folders of more photographs, for the train split alone")
     parser.add_argument("--train_ai", type=Path, nargs="+", default=[], help="folders <generator>/<picture> of more, for the train split alone")
-    parser.add_argument("--vary_train", action="store_true", help="vary the tones of what the train split's pictures are cut from")
     parser.add_argument("--size", type=int, default=384, help="side of the pictures, pixels")
     parser.add_argument("--per_class", type=int, default=600, help=f"train pictures of a class; validation and test get a quarter, at most {EVALUATED}")
     parser.add_argument("--seed", type=int, default=0)
@@ -310,7 +297,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         plan = gather(args.photos, args.ai, args.train_photos, args.train_ai, args.test_only, args.seed)
-        plan["train"] = replace(plan["train"], varied=args.vary_train)
         build(args.out, plan, size=args.size, per_class=args.per_class, seed=args.seed, workers=args.workers)
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
