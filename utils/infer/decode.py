@@ -29,6 +29,7 @@ from utils.infer.views import average, turned_size, upright
 DECODES = ("generate", "explain", "forced", "reference")
 ROOM = 256  # tokens by which the KV cache grows
 REPEATS, LONGEST_LOOP = 4, 32  # an answer that ends in so many copies of so few tokens would never stop
+LOOKS_AT_ONCE = 4  # that an encoder takes on a CPU, whose caches the feature maps of more outgrow
 
 
 @dataclass
@@ -168,10 +169,17 @@ def _together(question: Question, cls_logits: Tensor, looks: Sequence[Reading]) 
     return together
 
 
+def _in_parts(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """`encode` of [N, ...], on a CPU of a few at a time."""
+    return torch.cat([encode(part) for part in images.split(LOOKS_AT_ONCE)]) if images.device.type == "cpu" else encode(images)
+
+
 def _begin(model: SIDAForCausalLM, questions: Sequence[Question]) -> tuple[_Rows, Tensor, Tensor]:
     """Read the prompts, one look each: the rows, their states [B, T, H] and class logits [B, 3]."""
     rows = _Rows(model, len(questions), questions[0].prompt_ids.device)
-    prompt = rows.extend([q.prompt_ids[0].tolist() for q in questions], torch.cat([q.images_clip for q in questions]))
+    clip = torch.cat([q.images_clip for q in questions])
+    features = clip if clip.ndim == 3 else _in_parts(model.see, clip)
+    prompt = rows.extend([q.prompt_ids[0].tolist() for q in questions], features)
     return rows, prompt, model.model.cls_head[0](prompt[:, -1])
 
 
@@ -193,7 +201,7 @@ def _go_on(
         segs |= zip(silent, rows.extend([questions[i].tampered_ids for i in silent])[:, -1], strict=True)
     readings = [Reading(logits, answer_ids=answer) for logits, answer in zip(cls_logits, answers, strict=True)]
     if tampered:
-        embeddings = model.model.visual_model.encode(torch.cat([questions[i].images_sam for i in tampered]))
+        embeddings = _in_parts(model.model.visual_model.encode, torch.cat([questions[i].images_sam for i in tampered]))
         masks = _masks(model, [questions[i] for i in tampered], [segs[i][None] for i in tampered], cls_logits[tampered], embeddings)
         for i, mask, embedding in zip(tampered, masks, embeddings, strict=True):
             readings[i].mask_logits, readings[i].embedding = mask, embedding[None]
