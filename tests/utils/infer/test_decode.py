@@ -13,7 +13,7 @@ from model.checkpoint import load_for_training
 from model.types import Label, SidaOutput
 from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.data.transforms import read_rgb
-from utils.infer.decode import Question, Reading, loop_length, read, read_batch
+from utils.infer.decode import LOOKS_AT_ONCE, Question, Reading, _in_parts, loop_length, read, read_batch
 from utils.infer.pipeline import SidaPipeline
 
 PROMPTS = ("Is this [CLS] real?", "The tampered area is in the middle. Can you identify if this image is real? Please answer why.", None)
@@ -165,3 +165,15 @@ def test_an_explanation_opens_with_the_heads_verdict(pipe: SidaPipeline, picture
         assert reading.answer_ids[: len(verdict)] == verdict
         assert len(reading.answer_ids) > len(verdict)
         assert_same(reading, replace(other, answer_ids=reading.answer_ids))
+
+
+def test_on_a_cpu_encoders_take_a_few_looks_at_a_time() -> None:
+    taken: list[int] = []
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        taken.append(len(images))
+        return images * 2
+
+    images = torch.arange(2.0 * LOOKS_AT_ONCE + 1)
+    assert torch.equal(_in_parts(encode, images), images * 2)
+    assert taken == [LOOKS_AT_ONCE, LOOKS_AT_ONCE, 1]
