@@ -49,7 +49,7 @@ data/more: | $(READY)
 	$(PY) -m utils.data.more --out data/more
 $(MORE): | $(READY) data/more
 	$(PY) -m utils.data.sid_mini --out $(MORE) --size 256 --per_class 8000 --train_photos data/more/real --train_ai data/more/ai
-# seven times as many sources as MINI's; no weights in ck/ saw them, the benchmark's baselines are fitted to them
+# six times as many sources as MINI's: no weights in ck/ saw what it has beyond MORE; the benchmark's baselines and audit are fitted to it
 WIDER := data/SID_Wider
 data/wider: | $(READY)
 	$(PY) -m utils.data.more --out data/wider --list examples/photos/WIDER.csv
