@@ -49,7 +49,7 @@ data/more: | $(READY)
 	$(PY) -m utils.data.more --out data/more
 $(MORE): | $(READY) data/more
 	$(PY) -m utils.data.sid_mini --out $(MORE) --size 256 --per_class 8000 --train_photos data/more/real --train_ai data/more/ai
-# six times as many sources as MINI's: no weights in ck/ saw what it has beyond MORE; the benchmark's baselines and audit are fitted to it
+# six times as many sources as MINI's; no weights in ck/ saw what it has beyond MORE
 WIDER := data/SID_Wider
 data/wider: | $(READY)
 	$(PY) -m utils.data.more --out data/wider --list examples/photos/WIDER.csv
@@ -87,13 +87,13 @@ description: $(READY) $(MORE)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(MORE) --split validation --views 4 --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
-bench: $(READY) $(WIDER)
-	$(PY) -m utils.eval.benchmark --version ck/SIDA-tiny --dataset_dir $(WIDER) --bits 8 4 --out docs/benchmarks
-	$(PY) -m utils.eval.explanations --version ck/SIDA-tiny-description --dataset_dir $(WIDER) --out docs/benchmarks
+bench: $(READY) $(MORE)
+	$(PY) -m utils.eval.benchmark --version ck/SIDA-tiny --dataset_dir $(MORE) --bits 8 4 --out docs/benchmarks
+	$(PY) -m utils.eval.explanations --version ck/SIDA-tiny-description --dataset_dir $(MORE) --out docs/benchmarks
 	@if [ -f runs/tiny-again/log.jsonl ]; then $(PY) -m utils.eval.plots runs/tiny-again --out docs/benchmarks/learning_curve.png; fi
 	$(PY) -m benchmarks.run --size medium --lengths 64 512 --memory --floors --out docs/benchmarks
 	$(PY) -m benchmarks.curve --out docs/benchmarks
-	$(PY) -m benchmarks.many --dataset_dir $(WIDER) --out docs/benchmarks
+	$(PY) -m benchmarks.many --dataset_dir $(MORE) --out docs/benchmarks
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
