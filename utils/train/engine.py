@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import socket
+import time
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = timedelta(minutes=60)  # a rank may wait for another that writes a checkpoint
+LAST_TENSORS = 0.2  # seconds in which Gloo's threads surely let go of them; 0.02 are enough
 
 
 def pick_device(cfg: TrainConfig) -> torch.device:
@@ -52,8 +54,10 @@ def join(device: torch.device) -> None:
 
 
 def _leave() -> None:
+    """Gloo's threads outlive the group, which DeepSpeed still refers to. Dropping a tensor they need the interpreter; once it ends they would abort."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(LAST_TENSORS)
 
 
 def set_environment() -> None:
