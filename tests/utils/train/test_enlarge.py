@@ -1,0 +1,63 @@
+"""A network for larger pictures is the same network but for its tables of positions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import load_pretrained
+from model.sam import _distances, _import_modeling
+from utils.infer.pipeline import SidaPipeline
+from utils.train.enlarge import enlarge, main, stretched
+
+TINY = Path(__file__).resolve().parents[3] / "ck" / "SIDA-tiny"
+
+
+def test_of_its_own_size_nothing_changes(tmp_path: Path) -> None:
+    """Every weight, to the last bit."""
+    model, _ = load_pretrained(TINY)
+    same, _ = load_pretrained(enlarge(TINY, tmp_path, model.config.image_size))
+    for name, weight in same.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+
+def test_a_larger_one_looks_at_more_patches(tmp_path: Path) -> None:
+    """It answers, from 18 x 18 patches; what is no position is as it was; it is not calibrated, and has not learned turned pictures of that size."""
+    model, _ = load_pretrained(TINY)
+    pipe = SidaPipeline.from_pretrained(enlarge(TINY, tmp_path, 288), device="cpu")
+    assert pipe.model.config.image_patches == 18 * 18 + 1
+    assert (pipe.model.config.views, pipe.model.config.cls_temperature) == (1, 1.0)
+    differ = {name for name, weight in pipe.model.state_dict().items() if not torch.equal(weight, model.state_dict()[name])}
+    assert differ == {name for name in differ if "pos" in name}
+    assert len(differ) == 6
+    answer = pipe.detect(np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8))
+    assert sum(answer.probs.values()) == pytest.approx(1)
+
+
+def test_relative_positions_are_sams() -> None:
+    """What the package itself makes of a table for another size."""
+    table = torch.randn(31, 4, generator=torch.Generator().manual_seed(0))
+    theirs = _import_modeling().image_encoder.get_rel_pos(24, 24, table)
+    assert torch.allclose(stretched("blocks.0.attn.rel_pos_h", table, torch.Size([47, 4]))[_distances(24, table.device)], theirs)
+
+
+def test_places_keep_their_direction() -> None:
+    """What rises evenly downwards still does, and does not change sideways, in both encoders' tables; the class token's row is no place and stays."""
+    grid = torch.arange(16.0)[:, None, None].expand(16, 16, 4)
+    sam = stretched("image_encoder.pos_embed", grid[None], torch.Size([1, 24, 24, 4]))[0]
+    table = torch.cat([torch.full((1, 4), 7.0), grid.reshape(-1, 4)])
+    tower = stretched("embeddings.position_embedding.weight", table, torch.Size([577, 4]))
+    assert torch.equal(tower[0], table[0])
+    for done in (sam, tower[1:].reshape(24, 24, 4)):
+        assert torch.allclose(done[4:-4].diff(dim=0), torch.tensor(16 / 24), atol=0.1)  # the filter does not keep lines quite straight, least at the edges
+        assert torch.allclose(done, done[:, :1], atol=1e-5)
+
+
+def test_a_side_that_is_not_whole_patches_is_refused(tmp_path: Path) -> None:
+    """With the sizes that are missing."""
+    with pytest.raises(SystemExit, match="250.*multiple"):
+        main(["--version", str(TINY), "--side", "250", "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
