@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = timedelta(minutes=60)  # a rank may wait for another that writes a checkpoint
-LAST_TENSORS = 0.2  # seconds in which Gloo's threads surely let go of them; 0.02 are enough
+LAST_TENSORS = 0.2  # seconds for Gloo's threads to let go of them; 0.02 were enough where it was measured
 
 
 def pick_device(cfg: TrainConfig) -> torch.device:

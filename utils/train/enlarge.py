@@ -42,11 +42,11 @@ def _stretched_grid(grid: Tensor, places: int) -> Tensor:
 
 @torch.no_grad()
 def enlarge(version: str | Path, out: str | Path, side: int) -> Path:
-    """Write the checkpoint `version` for pictures of `side` pixels to `out`. ValueError for a side that is not whole patches of both encoders."""
+    """Write the checkpoint `version`, both encoders for pictures of `side` pixels, to `out`. ValueError for a side that is not whole patches of each."""
     model, tokenizer = load_pretrained(version)
     patch = model.config.clip["patch_size"]
-    if side % patch or side % 16:
-        raise ValueError(f"--side is {side}: expected a multiple of the patches' {patch} and 16 pixels")
+    if side <= 0 or side % patch or side % 16:
+        raise ValueError(f"--side is {side}: expected a positive multiple of the patches' {patch} and 16 pixels")
     fields = {"image_size": side, "clip": model.config.clip | {"image_size": side}, "views": 1, "cls_temperature": 1.0, "calibrated_on": 0}
     larger = allocate(SidaConfig.from_dict(model.config.to_dict() | fields), tokenizer, torch.float32)
     weights = model.state_dict()
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         enlarge(args.version, args.out, args.side)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"error: {error}\n")
     return 0
 
 

@@ -56,8 +56,11 @@ def test_places_keep_their_direction() -> None:
         assert torch.allclose(done, done[:, :1], atol=1e-5)
 
 
-def test_a_side_that_is_not_whole_patches_is_refused(tmp_path: Path) -> None:
-    """With the sizes that are missing."""
-    with pytest.raises(SystemExit, match="250.*multiple"):
-        main(["--version", str(TINY), "--side", "250", "--out", str(tmp_path)])
+@pytest.mark.parametrize("side", ["250", "0"])
+def test_a_side_that_is_not_whole_patches_is_refused(side: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its value, with what would do; nothing is written."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version", str(TINY), "--side", side, "--out", str(tmp_path)])
+    assert stopped.value.code == 1
+    assert f"--side is {side}: expected a positive multiple of the patches' 16 and 16 pixels" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
