@@ -36,64 +36,73 @@ predict: $(READY)
 app: $(READY)
 	@$(PY) app.py
 
-# From nothing to ck/SIDA-tiny in two hours and three quarters on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
-# pictures from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained. Then the
-# same on 24 000 pictures from three times as many sources, fetched (650 MB): encoders, whole network, and that once more. Each time the last state
+# From nothing to ck/SIDA-tiny in four hours and a half on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
+# pictures of 256 pixels from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained.
+# Then the same on 24 000 pictures from three times as many sources, fetched (650 MB): encoders, whole network, and that once more. Then the network
+# is given 384 pixels, and trains whole on 24 000 pictures of that size from six times as many sources (450 MB more). Each time the last state
 # is merged: on validation its masks were better than those of the state with the best accuracy (docs/benchmarks.md).
-MINI := data/SID_Mini
-$(MINI): | $(READY)
-	$(PY) -m utils.data.sid_mini --out $(MINI) --size 256 --per_class 8000
-# its validation and test split are MINI's, byte for byte
+SMALL := data/SID_Small
+$(SMALL): | $(READY)
+	$(PY) -m utils.data.sid_mini --out $(SMALL) --size 256 --per_class 8000
+# its validation and test split are SMALL's, byte for byte
 MORE := data/SID_More
 data/more: | $(READY)
 	$(PY) -m utils.data.more --out data/more
 $(MORE): | $(READY) data/more
 	$(PY) -m utils.data.sid_mini --out $(MORE) --size 256 --per_class 8000 --train_photos data/more/real --train_ai data/more/ai
-# six times as many sources as MINI's; no weights in ck/ saw what it has beyond MORE
-WIDER := data/SID_Wider
+# its validation and test split are those of `python -m utils.data.sid_mini --out data/SID_Mini --per_class 8000`, byte for byte
+LARGE := data/SID_384
 data/wider: | $(READY)
 	$(PY) -m utils.data.more --out data/wider --list examples/photos/WIDER.csv
-$(WIDER): | $(READY) data/more data/wider
-	$(PY) -m utils.data.sid_mini --out $(WIDER) --size 256 --per_class 8000 --train_photos data/more/real data/wider/real --train_ai data/more/ai data/wider/ai
-# whole network: checkpoint to start from, data, name in runs/, steps of each of four epochs, seed, folder for the result
+$(LARGE): | $(READY) data/more data/wider
+	$(PY) -m utils.data.sid_mini --out $(LARGE) --per_class 8000 --train_photos data/more/real data/wider/real --train_ai data/more/ai data/wider/ai
+# whole network: checkpoint to start from, data, name in runs/, steps of each of four epochs, seed, folder for the result, more flags
 whole = $(PY) train_SIDA.py --version $(1) --dataset_dir $(2) --exp_name $(3) --precision bf16 --train_vision --turn --lora_r 0 --train_text \
   --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \
-  --epochs 4 --steps_per_epoch $(4) --lr 0.0003 --workers 1 --seed $(5) \
+  --epochs 4 --steps_per_epoch $(4) --lr 0.0003 --workers 1 --seed $(5) $(7) \
   && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(3)/ckpt_last --save_path $(6) --precision fp16
-tiny: $(READY) $(MINI) $(MORE)
-	rm -rf runs/tiny runs/tiny-{base,pack,more,new,again,validation,features}
-	$(PY) -m utils.train.scratch --out runs/tiny-base --dataset_dir $(MINI)
-	$(PY) -m utils.train.pretrain --version runs/tiny-base --dataset_dir $(MINI) --stem_steps 5000 --steps 900
-	$(call whole,runs/tiny-base,$(MINI),tiny-pack,400,42,runs/tiny-more)
+tiny: $(READY) $(SMALL) $(MORE) $(LARGE)
+	rm -rf runs/tiny runs/tiny-{base,pack,more,new,again,small,large,validation} runs/big-base
+	$(PY) -m utils.train.scratch --out runs/tiny-base --dataset_dir $(SMALL)
+	$(PY) -m utils.train.pretrain --version runs/tiny-base --dataset_dir $(SMALL) --stem_steps 5000 --steps 900
+	$(call whole,runs/tiny-base,$(SMALL),tiny-pack,400,42,runs/tiny-more)
 	$(PY) -m utils.train.pretrain --version runs/tiny-more --dataset_dir $(MORE) --steps 800 --lr 0.0006
 	$(call whole,runs/tiny-more,$(MORE),tiny,380,42,runs/tiny-new)
-	$(call whole,runs/tiny-new,$(MORE),tiny-again,400,1,ck/SIDA-tiny)
-	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(MORE) --split validation --views 4 --save_temperature --out runs/tiny-validation
+	$(call whole,runs/tiny-new,$(MORE),tiny-again,400,1,runs/tiny-small)
+	$(PY) -m utils.train.enlarge --version runs/tiny-small --side 384 --out runs/big-base
+	$(call whole,runs/big-base,$(LARGE),tiny-large,500,11,ck/SIDA-tiny,--model_max_length 1024)
+	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-validation
 
-# From ck/SIDA-tiny to ck/SIDA-tiny-description in about 50 minutes: its encoders stay, and are run once (features, 3.4 GB). It learns
-# where and how a picture was tampered with, first alone, then mixed with whole descriptions, then in those.
+# From runs/tiny-small, the last network for 256 pixels, and ck/SIDA-tiny to ck/SIDA-tiny-description in an hour and twenty minutes. Their encoders stay, and are run
+# once (features, 3.4 GB at 256 pixels, 7.2 GB at 384). The small one learns where and how a picture was tampered with, first alone, then mixed with
+# whole descriptions, then in those; what that changed is added to ck/SIDA-tiny, which learns to say it on the larger pictures.
 # learn: checkpoint to start from, data, name in runs/, flags, folder for the result
 learn = $(PY) train_SIDA.py --stage description --version $(1) --dataset_dir $(2) --exp_name $(3) --precision bf16 --lora_r 0 --no_gradient_checkpointing \
-  --batch_mixing mixed --grad_accumulation_steps 1 --val_batch_size 32 --workers 1 --no_eval --cache_features runs/tiny-features \
-  --ce_loss_weight 3 --cls_loss_weight 0.2 --mask_loss_weight 0.1 $(4) \
+  --batch_mixing mixed --grad_accumulation_steps 1 --val_batch_size 32 --workers 1 --no_eval --ce_loss_weight 3 --mask_loss_weight 0.1 $(4) \
   && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(3) --save_path $(5) --precision fp16
-description: $(READY) $(MORE)
-	rm -rf runs/tiny-brief runs/tiny-mixed runs/tiny-description runs/tiny-description-validation
+small = --cache_features runs/tiny-features --cls_loss_weight 0.2
+large = --cache_features runs/large-features --cls_loss_weight 0.5
+description: $(READY) $(MORE) $(LARGE)
+	rm -rf runs/tiny-{features,brief,mixed,small-description} runs/large-{features,init,mixed,description} runs/tiny-description-validation
 	$(PY) -m utils.data.brief --dataset_dir $(MORE) --out $(MORE)/brief.jsonl
 	$(PY) -m utils.data.brief --dataset_dir $(MORE) --out $(MORE)/mixed.jsonl --mixed
-	$(call learn,ck/SIDA-tiny,$(MORE)/brief.jsonl,tiny-brief,--batch_size 48 --epochs 4 --steps_per_epoch 350 --lr 0.0008,runs/tiny-brief/merged)
-	$(call learn,runs/tiny-brief/merged,$(MORE)/mixed.jsonl,tiny-mixed,--batch_size 32 --epochs 2 --steps_per_epoch 200 --lr 0.0005,runs/tiny-mixed/merged)
-	$(call learn,runs/tiny-mixed/merged,$(MORE),tiny-description,--batch_size 32 --epochs 3 --steps_per_epoch 300 --lr 0.0004,ck/SIDA-tiny-description)
-	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(MORE) --split validation --views 4 --save_temperature --out runs/tiny-description-validation
+	$(PY) -m utils.data.brief --dataset_dir $(LARGE) --out $(LARGE)/mixed.jsonl --mixed
+	$(call learn,runs/tiny-small,$(MORE)/brief.jsonl,tiny-brief,$(small) --batch_size 48 --epochs 4 --steps_per_epoch 350 --lr 0.0008,runs/tiny-brief/merged)
+	$(call learn,runs/tiny-brief/merged,$(MORE)/mixed.jsonl,tiny-mixed,$(small) --batch_size 32 --epochs 2 --steps_per_epoch 200 --lr 0.0005,runs/tiny-mixed/merged)
+	$(call learn,runs/tiny-mixed/merged,$(MORE),tiny-small-description,$(small) --batch_size 32 --epochs 3 --steps_per_epoch 300 --lr 0.0004,runs/tiny-small-description/merged)
+	$(PY) -m utils.train.transfer --version ck/SIDA-tiny --before runs/tiny-small --after runs/tiny-small-description/merged --out runs/large-init
+	$(call learn,runs/large-init,$(LARGE)/mixed.jsonl,large-mixed,$(large) --batch_size 32 --steps_per_epoch 300 --epochs 1 --lr 0.0006,runs/large-mixed/merged)
+	$(call learn,runs/large-mixed/merged,$(LARGE),large-description,$(large) --batch_size 32 --steps_per_epoch 160 --epochs 1 --lr 0.0004,ck/SIDA-tiny-description)
+	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
-bench: $(READY) $(MORE)
-	$(PY) -m utils.eval.benchmark --version ck/SIDA-tiny --dataset_dir $(MORE) --bits 8 4 --out docs/benchmarks
-	$(PY) -m utils.eval.explanations --version ck/SIDA-tiny-description --dataset_dir $(MORE) --out docs/benchmarks
-	@if [ -f runs/tiny-again/log.jsonl ]; then $(PY) -m utils.eval.plots runs/tiny-again --out docs/benchmarks/learning_curve.png; fi
+bench: $(READY) $(LARGE)
+	$(PY) -m utils.eval.benchmark --version ck/SIDA-tiny --dataset_dir $(LARGE) --bits 8 4 --out docs/benchmarks
+	$(PY) -m utils.eval.explanations --version ck/SIDA-tiny-description --dataset_dir $(LARGE) --out docs/benchmarks
+	@if [ -f runs/tiny-large/log.jsonl ]; then $(PY) -m utils.eval.plots runs/tiny-large --out docs/benchmarks/learning_curve.png; fi
 	$(PY) -m benchmarks.run --size medium --lengths 64 512 --memory --floors --out docs/benchmarks
 	$(PY) -m benchmarks.curve --out docs/benchmarks
-	$(PY) -m benchmarks.many --dataset_dir $(MORE) --out docs/benchmarks
+	$(PY) -m benchmarks.many --dataset_dir $(LARGE) --out docs/benchmarks
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered

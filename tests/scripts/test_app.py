@@ -74,7 +74,7 @@ def test_in_a_browser(address: str) -> None:
         assert page.inner_text("#verdict").startswith("Tampered")
         assert "%" in page.inner_text("#bars")
         page.locator("#marked img").scroll_into_view_if_needed()  # it loads lazily
-        page.wait_for_function("document.querySelector('#marked img')?.naturalWidth === 256")
+        page.wait_for_function("document.querySelector('#marked img')?.naturalWidth === 384")
         assert "Type: " in page.input_value("#words textarea")  # the default checkpoint says why
         assert "perceptual_hash" in page.inner_text("#provenance")
         links = [link.get_attribute("href") for link in page.query_selector_all("#downloads a")]

@@ -25,10 +25,10 @@ def test_of_its_own_size_nothing_changes(tmp_path: Path) -> None:
 
 
 def test_a_larger_one_looks_at_more_patches(tmp_path: Path) -> None:
-    """It answers, from 18 x 18 patches; what is no position is as it was; it is not calibrated, and has not learned turned pictures of that size."""
+    """It answers, from 27 x 27 patches; what is no position is as it was; it is not calibrated, and has not learned turned pictures of that size."""
     model, _ = load_pretrained(TINY)
-    pipe = SidaPipeline.from_pretrained(enlarge(TINY, tmp_path, 288), device="cpu")
-    assert pipe.model.config.image_patches == 18 * 18 + 1
+    pipe = SidaPipeline.from_pretrained(enlarge(TINY, tmp_path, 432), device="cpu")
+    assert pipe.model.config.image_patches == 27 * 27 + 1
     assert (pipe.model.config.views, pipe.model.config.cls_temperature) == (1, 1.0)
     differ = {name for name, weight in pipe.model.state_dict().items() if not torch.equal(weight, model.state_dict()[name])}
     assert differ == {name for name in differ if "pos" in name}
