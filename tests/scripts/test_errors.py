@@ -61,6 +61,6 @@ def test_resume_of_something_else(place: Path) -> None:
 def test_chat_needs_neither_deepspeed_nor_bitsandbytes(place: Path) -> None:
     """As on a machine where they are not installed."""
     block = "import sys; sys.modules.update(dict.fromkeys(['deepspeed', 'bitsandbytes', 'torchvision', 'peft']))"
-    call = f"import chat; chat.main(['--image', 'examples/SID_handful/test/real/bucket.jpg', '--vis_save_path', {str(place / 'vis')!r}])"
+    call = f"import chat; chat.main(['--image', 'examples/SID_handful/test/real/bridge.jpg', '--vis_save_path', {str(place / 'vis')!r}])"
     done = subprocess.run([sys.executable, "-c", f"{block}; {call}"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert "class: real" in done.stdout, done.stderr
