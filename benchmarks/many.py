@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = read_split(args.dataset_dir, args.split)
     if not 0 < args.pictures <= len(records):
         raise SystemExit(f"--pictures {args.pictures}: {args.dataset_dir} has 1 to {len(records)}")
+    args.out.mkdir(parents=True, exist_ok=True)  # before the minutes that it takes
     pictures = [Path(record.image) for record in records[:: len(records) // args.pictures][: args.pictures]]
     ways = [{"precision": precision, "views": views} for precision in args.precision for views in args.views]
     runs = [way | measure(pictures, args.version, **way) for way in ways]
