@@ -1,6 +1,6 @@
 """What the description stage taught one network, given to another: the difference that it made is added (task arithmetic, Ilharco et al. 2023).
 
-    python -m utils.train.transfer --version ck/SIDA-tiny --before runs/tiny-small --after runs/tiny-small-description --out runs/large-init
+    python -m utils.train.transfer --version ck/SIDA-tiny --before runs/tiny-small --after runs/tiny-small-description/merged --out runs/large-init
 
 The stage costs what a picture's patches cost. A network for small pictures learns it first; one for larger pictures that was made from it
 (`utils.train.enlarge`) takes it over. Its words come out in pieces then, and need a short stage of their own.
