@@ -39,9 +39,10 @@ def open_cache(cfg: TrainConfig, model: SIDAForCausalLM, processor: SidaProcesso
     if not cfg.cache_features:
         return None
     cache = FeatureCache(cfg.cache_features, identity(model, DTYPES[cfg.precision]))
-    missing = [record for record in records if not _has(cache, record)]
+    pictures = {str(record.image): record for record in records}  # several lines of a manifest may say something of one picture
+    missing = [record for record in pictures.values() if not _has(cache, record)]
     needed = sum(map(sum, gather_objects([bytes_of(model, record) for record in missing[rank() :: world_size()]])))
-    log.info("features of %d pictures in %s are there, %d are to come: %.2f GB", len(records) - len(missing), cfg.cache_features, len(missing), needed / 1e9)
+    log.info("features of %d pictures in %s are there, %d are to come: %.2f GB", len(pictures) - len(missing), cfg.cache_features, len(missing), needed / 1e9)
     whole = True
     if missing:
         training = model.training

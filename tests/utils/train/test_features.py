@@ -74,6 +74,16 @@ def test_a_killed_fill_is_taken_up(place: Path, monkeypatch: pytest.MonkeyPatch,
     assert f"features of 4 pictures in {place / 'taken'} are there, 8 are to come" in caplog.text
 
 
+def test_a_picture_on_several_lines_is_counted_once(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    rows = [{"image": str(path), "mask": None, "label": "real", "split": "train"} for path in sorted((place / "set" / "train" / "real").iterdir())]
+    manifest = place / "lines.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+    lines = [*flags(place, "lines", "--cache_features", place / "lines", "--no_eval"), "--dataset_dir", str(manifest)]
+    assert train_SIDA.main(lines) == 0
+    assert f"features of 0 pictures in {place / 'lines'} are there, {len(rows)} are to come" in caplog.text
+
+
 def test_a_full_disk_is_said_once_and_training_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
