@@ -5,6 +5,8 @@ In a whole description few words depend on the picture, and a small model learns
 
     python -m utils.data.brief --dataset_dir data/SID_Mini --out data/SID_Mini/brief.jsonl
     python -m utils.data.brief --dataset_dir data/SID_Mini --out data/SID_Mini/mixed.jsonl --mixed
+
+Pictures that are not tampered say nothing in a brief manifest and cost as much: `--others 4` keeps one in four.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,14 +46,19 @@ def _texts(record: Record, split: str, mixed: bool) -> Sequence[str | None]:
     return lengths(record.description) if split == "train" else [record.description]
 
 
-def write(dataset_dir: Path, out: Path, mixed: bool = False) -> int:
-    """A manifest of all of its pictures, only tampered ones described, briefly; returns how many descriptions it has. Errors as of `read_split`.
+def write(dataset_dir: Path, out: Path, mixed: bool = False, others: int = 1) -> int:
+    """A manifest of its pictures, only tampered ones described, briefly; returns how many descriptions it has. Errors as of `read_split`.
 
     mixed: every description, those of tampered training pictures in all `lengths`, a line each.
+    others: of each class but tampered, one training picture in so many.
     """
     rows = []
     for split in list_splits(dataset_dir):
+        passed: Counter[Label] = Counter()
         for record in read_split(dataset_dir, split, descriptions=True):
+            passed[record.label] += 1
+            if split == "train" and record.label is not Label.TAMPERED and passed[record.label] % others:
+                continue
             image, mask = (path and os.path.relpath(path, out.parent) for path in (record.image, record.mask))
             row = {"image": image, "mask": mask, "label": record.label.title, "split": split}
             rows += [row | ({"description": text} if text else {}) for text in _texts(record, split, mixed)]
@@ -65,9 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset_dir", type=Path, required=True, help="SID_Mini, or another set in the Drive layout with structured descriptions")
     parser.add_argument("--out", type=Path, required=True, help="a .jsonl file, for --dataset_dir of train_SIDA.py")
     parser.add_argument("--mixed", action="store_true", help="whole descriptions of all classes, tampered training pictures in three lengths")
+    parser.add_argument("--others", type=int, default=1, metavar="N", help="of real and synthetic training pictures, one in so many (1)")
     args = parser.parse_args(argv)
+    if args.others < 1:
+        parser.error(f"--others {args.others}: expected 1, all of them, or more")
     try:
-        described = write(args.dataset_dir, args.out, args.mixed)
+        described = write(args.dataset_dir, args.out, args.mixed, args.others)
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
     sys.stdout.write(f"{args.out}: {described} descriptions\n")

@@ -34,6 +34,18 @@ def test_a_manifest_of_the_same_pictures(tmp_path: Path, capsys: pytest.CaptureF
     assert {record.image.name: record.description for record in got if record.description} == {"tampered_1.png": "upper right, splicing"}
 
 
+def test_fewer_pictures_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = build_tiny_set(tmp_path / "set", per_class=4)
+    words = ["--dataset_dir", str(root), "--out", str(tmp_path / "brief.jsonl")]
+    assert main([*words, "--others", "2"]) == 0
+    for split, others in (("train", 2), ("validation", 4)):
+        labels = [record.label for record in read_source(tmp_path / "brief.jsonl", split)]
+        assert {label: labels.count(label) for label in Label} == {Label.REAL: others, Label.FULL_SYNTHETIC: others, Label.TAMPERED: 4}
+    with pytest.raises(SystemExit):
+        main([*words, "--others", "0"])
+    assert "--others 0: expected 1, all of them, or more" in capsys.readouterr().err
+
+
 def test_mixed_lengths(tmp_path: Path) -> None:
     root = build_tiny_set(tmp_path / "set")
     told = str(describe(Label.TAMPERED, {"file": "tampered/1.jpg", "kind": next(iter(MANIPULATIONS)), "area": 0.1, "centre": (0.1, 0.9)}))
