@@ -56,8 +56,10 @@ data/wider: | $(READY)
 	$(PY) -m utils.data.more --out data/wider --list examples/photos/WIDER.csv
 $(LARGE): | $(READY) data/more data/wider
 	$(PY) -m utils.data.sid_mini --out $(LARGE) --per_class 8000 --train_photos data/more/real data/wider/real --train_ai data/more/ai data/wider/ai
+# fp32 is faster on a CPU without bfloat16 units
+PRECISION ?= bf16
 # whole network: checkpoint to start from, data, name in runs/, steps of each of four epochs, seed, folder for the result, more flags
-whole = $(PY) train_SIDA.py --version $(1) --dataset_dir $(2) --exp_name $(3) --precision bf16 --train_vision --turn --lora_r 0 --train_text \
+whole = $(PY) train_SIDA.py --version $(1) --dataset_dir $(2) --exp_name $(3) --precision $(PRECISION) --train_vision --turn --lora_r 0 --train_text \
   --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \
   --epochs 4 --steps_per_epoch $(4) --lr 0.0003 --workers 1 --seed $(5) $(7) \
   && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(3)/ckpt_last --save_path $(6) --precision fp16
@@ -73,26 +75,31 @@ tiny: $(READY) $(SMALL) $(MORE) $(LARGE)
 	$(call whole,runs/big-base,$(LARGE),tiny-large,500,11,ck/SIDA-tiny,--model_max_length 1024)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-validation
 
-# From runs/tiny-small, the last network for 256 pixels, and ck/SIDA-tiny to ck/SIDA-tiny-description in an hour and twenty minutes. Their encoders stay, and are run
+# From runs/tiny-small, the last network for 256 pixels, and ck/SIDA-tiny to ck/SIDA-tiny-description in an hour and three quarters, the last three stages
+# of it an estimate: they were run in fp32, in 48 minutes without bfloat16 units. Their encoders stay, and are run
 # once (features, 3.4 GB at 256 pixels, 7.2 GB at 384). The small one learns where and how a picture was tampered with, first alone, then mixed with
-# whole descriptions, then in those; what that changed is added to ck/SIDA-tiny, which learns to say it on the larger pictures.
+# whole descriptions, then in those; what that changed is added to ck/SIDA-tiny, which learns to say it on the larger pictures, and then the same course there once more.
 # learn: checkpoint to start from, data, name in runs/, flags, folder for the result
-learn = $(PY) train_SIDA.py --stage description --version $(1) --dataset_dir $(2) --exp_name $(3) --precision bf16 --lora_r 0 --no_gradient_checkpointing \
+learn = $(PY) train_SIDA.py --stage description --version $(1) --dataset_dir $(2) --exp_name $(3) --precision $(PRECISION) --lora_r 0 --no_gradient_checkpointing \
   --batch_mixing mixed --grad_accumulation_steps 1 --val_batch_size 32 --workers 1 --no_eval --ce_loss_weight 3 --mask_loss_weight 0.1 $(4) \
   && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(3) --save_path $(5) --precision fp16
 small = --cache_features runs/tiny-features --cls_loss_weight 0.2
 large = --cache_features runs/large-features --cls_loss_weight 0.5
 description: $(READY) $(MORE) $(LARGE)
-	rm -rf runs/tiny-{features,brief,mixed,small-description} runs/large-{features,init,mixed,description} runs/tiny-description-validation
+	rm -rf runs/tiny-{features,brief,mixed,small-description} runs/large-{features,init,mixed,description,brief,mixed-2,description-2} runs/tiny-description-validation
 	$(PY) -m utils.data.brief --dataset_dir $(MORE) --out $(MORE)/brief.jsonl
 	$(PY) -m utils.data.brief --dataset_dir $(MORE) --out $(MORE)/mixed.jsonl --mixed
+	$(PY) -m utils.data.brief --dataset_dir $(LARGE) --out $(LARGE)/brief.jsonl --others 4
 	$(PY) -m utils.data.brief --dataset_dir $(LARGE) --out $(LARGE)/mixed.jsonl --mixed
 	$(call learn,runs/tiny-small,$(MORE)/brief.jsonl,tiny-brief,$(small) --batch_size 48 --epochs 4 --steps_per_epoch 350 --lr 0.0008,runs/tiny-brief/merged)
 	$(call learn,runs/tiny-brief/merged,$(MORE)/mixed.jsonl,tiny-mixed,$(small) --batch_size 32 --epochs 2 --steps_per_epoch 200 --lr 0.0005,runs/tiny-mixed/merged)
 	$(call learn,runs/tiny-mixed/merged,$(MORE),tiny-small-description,$(small) --batch_size 32 --epochs 3 --steps_per_epoch 300 --lr 0.0004,runs/tiny-small-description/merged)
 	$(PY) -m utils.train.transfer --version ck/SIDA-tiny --before runs/tiny-small --after runs/tiny-small-description/merged --out runs/large-init
 	$(call learn,runs/large-init,$(LARGE)/mixed.jsonl,large-mixed,$(large) --batch_size 32 --steps_per_epoch 300 --epochs 1 --lr 0.0006,runs/large-mixed/merged)
-	$(call learn,runs/large-mixed/merged,$(LARGE),large-description,$(large) --batch_size 32 --steps_per_epoch 160 --epochs 1 --lr 0.0004,ck/SIDA-tiny-description)
+	$(call learn,runs/large-mixed/merged,$(LARGE),large-description,$(large) --batch_size 32 --steps_per_epoch 160 --epochs 1 --lr 0.0004,runs/large-description/merged)
+	$(call learn,runs/large-description/merged,$(LARGE)/brief.jsonl,large-brief,$(large) --batch_size 24 --steps_per_epoch 410 --epochs 1 --warmup_steps 30 --lr 0.0008,runs/large-brief/merged)
+	$(call learn,runs/large-brief/merged,$(LARGE)/mixed.jsonl,large-mixed-2,$(large) --batch_size 32 --steps_per_epoch 150 --epochs 1 --warmup_steps 30 --lr 0.0006,runs/large-mixed-2/merged)
+	$(call learn,runs/large-mixed-2/merged,$(LARGE),large-description-2,$(large) --batch_size 32 --steps_per_epoch 170 --epochs 1 --warmup_steps 30 --lr 0.0004,ck/SIDA-tiny-description)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
