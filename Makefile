@@ -76,7 +76,7 @@ tiny: $(READY) $(SMALL) $(MORE) $(LARGE)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-validation
 
 # From runs/tiny-small, the last network for 256 pixels, and ck/SIDA-tiny to ck/SIDA-tiny-description in an hour and three quarters, the last three stages
-# of it an estimate: they were run in fp32, in 48 minutes without bfloat16 units. Their encoders stay, and are run
+# of it an estimate: they were run in fp32, in 45 minutes without bfloat16 units. Their encoders stay, and are run
 # once (features, 3.4 GB at 256 pixels, 7.2 GB at 384). The small one learns where and how a picture was tampered with, first alone, then mixed with
 # whole descriptions, then in those; what that changed is added to ck/SIDA-tiny, which learns to say it on the larger pictures, and then the same course there once more.
 # learn: checkpoint to start from, data, name in runs/, flags, folder for the result

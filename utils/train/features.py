@@ -39,9 +39,9 @@ def open_cache(cfg: TrainConfig, model: SIDAForCausalLM, processor: SidaProcesso
     if not cfg.cache_features:
         return None
     cache = FeatureCache(cfg.cache_features, identity(model, DTYPES[cfg.precision]))
-    pictures = {str(record.image): record for record in records}  # several lines of a manifest may say something of one picture
-    missing = [record for record in pictures.values() if not _has(cache, record)]
-    needed = sum(map(sum, gather_objects([bytes_of(model, record) for record in missing[rank() :: world_size()]])))
+    pictures = {str(record.image): record for record in records}  # ids occur in several splits, a picture on several lines of a manifest
+    missing = {place: record for place, record in pictures.items() if not _has(cache, record)}
+    needed = sum(map(sum, gather_objects([bytes_of(model, record) for record in list(missing.values())[rank() :: world_size()]])))
     log.info("features of %d pictures in %s are there, %d are to come: %.2f GB", len(pictures) - len(missing), cfg.cache_features, len(missing), needed / 1e9)
     whole = True
     if missing:
@@ -93,14 +93,13 @@ def _has(cache: FeatureCache, record: Record) -> bool:
 
 
 @torch.inference_mode()
-def _fill(cache: FeatureCache, model: SIDAForCausalLM, processor: SidaProcessor, records: Sequence[Record], cfg: TrainConfig, device: torch.device) -> bool:
-    """Compute and write this rank's part; False, with a warning, when the disk is too small."""
+def _fill(cache: FeatureCache, model: SIDAForCausalLM, processor: SidaProcessor, missing: dict[str, Record], cfg: TrainConfig, device: torch.device) -> bool:
+    """Compute and write this rank's part of what is missing, by place; False, with a warning, when the disk is too small."""
     free = shutil.disk_usage(cfg.cache_features).free
-    if (needed := sum(bytes_of(model, record) for record in records)) > 0.95 * free:
+    if (needed := sum(bytes_of(model, record) for record in missing.values())) > 0.95 * free:
         log.warning("--cache_features has no effect: %.2f GB are needed in %s and %.2f GB are free", needed / 1e9, cfg.cache_features, free / 1e9)
         return False
-    by_place = {str(record.image): record for record in records}  # ids occur in several splits
-    dataset = SidaDataset([replace(record, id=place) for place, record in by_place.items()], processor, replace_unreadable=False)
+    dataset = SidaDataset([replace(record, id=place) for place, record in missing.items()], processor, replace_unreadable=False)
     mine = Subset(dataset, list(shard(len(dataset), rank(), world_size())))
     loader = DataLoader(mine, cfg.val_batch_size, num_workers=cfg.workers, collate_fn=collate, worker_init_fn=ignore_signals)
     pending: dict[str, Features] = {}
@@ -111,7 +110,7 @@ def _fill(cache: FeatureCache, model: SIDAForCausalLM, processor: SidaProcessor,
             clip = model.see(batch.images_clip.to(device, model.dtype)).cpu()
             sam = _embed(model, batch.images_sam, batch.cls_labels == Label.TAMPERED, device)
             for i, name in enumerate(batch.ids):
-                pending[content_key(by_place[name].image)] = Features(clip[i], sam.get(i), batch.original_hw[i])
+                pending[content_key(missing[name].image)] = Features(clip[i], sam.get(i), batch.original_hw[i])
             if len(pending) >= SHARD:
                 cache.write(pending)
                 pending = {}
