@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +33,24 @@ def deepspeed(processes: int, script: str, *argv: object, **options: object) -> 
     """Start `deepspeed --num_gpus N script argv...`; stdout and stderr together on a pipe, in a process group of its own."""
     command = [str(BIN / "deepspeed"), f"--num_gpus={processes}", f"--master_port={free_port()}", script, *map(str, argv)]
     return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options)
+
+
+def together(processes: int, script: str, *argv: object) -> str:
+    """What all ranks of `python script argv...` print; they must succeed. As under a launcher, whose own start takes as long as theirs."""
+    world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, script, *map(str, argv)]
+    with tempfile.TemporaryFile("w+") as output:
+        env = [environment() | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        ranks = [subprocess.Popen(command, cwd=ROOT, env=of_rank, stdout=output, stderr=subprocess.STDOUT) for of_rank in env]
+        deadline = time.monotonic() + 300
+        while (codes := {rank.poll() for rank in ranks}) != {0} and codes <= {None, 0} and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for rank in ranks:  # when one has failed, the others wait for it
+            rank.kill()
+        output.seek(0)
+        printed = output.read()
+    assert {rank.wait() for rank in ranks} == {0}, printed[-4000:]
+    return printed
 
 
 def run(command: list[object], cwd: Path = ROOT, text: str | None = None) -> subprocess.CompletedProcess[str]:

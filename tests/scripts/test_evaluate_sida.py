@@ -13,7 +13,7 @@ import torch
 
 from evaluate_SIDA import main
 from model.checkpoint import load_for_training, load_pretrained, save_pretrained
-from tests.scripts.launch import deepspeed, finish
+from tests.scripts.launch import together
 from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.data.corruptions import CHANGES
 from utils.data.dataset import SidaDataset, SidaProcessor
@@ -93,7 +93,7 @@ def test_killed_half_way_and_resumed(place: Path, whole: Path, tmp_path: Path) -
 
 def test_two_processes_write_the_same_bytes(place: Path, whole: Path, tmp_path: Path) -> None:
     argv = ["--version", place / "sida", "--dataset", place / "set", "--batch_size", 4, "--device", "cpu", "--out", tmp_path / "out", "--robustness", "JPEG 70,resize 0.5"]
-    finish(deepspeed(2, "evaluate_SIDA.py", *argv))
+    together(2, "evaluate_SIDA.py", *argv)
     assert (tmp_path / "out" / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
 
 

@@ -16,7 +16,7 @@ import torch
 import merge_lora_weights_and_save_hf_model as merge_script
 import train_SIDA
 from model.checkpoint import load_pretrained, read_tensors
-from tests.scripts.launch import STEPS, deepspeed, finish, log_of, run, train_flags
+from tests.scripts.launch import STEPS, deepspeed, finish, log_of, run, together, train_flags
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_eval_only(place: Path, merged: Path, trained: Path, capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert "legacy_auc" in printed
     assert "gIoU" in printed
-    finish(deepspeed(2, "train_SIDA.py", *flags, "--exp_name", "eval2", "--val_batch_size", 1))
+    together(2, "train_SIDA.py", *flags, "--exp_name", "eval2", "--val_batch_size", 1)
     one, two = (json.loads((place / "runs" / name / "eval.json").read_text()) for name in ("eval1", "eval2"))
     assert one["images"] == two["images"] == 12
     assert one["detection"]["confusion_matrix"] == two["detection"]["confusion_matrix"]

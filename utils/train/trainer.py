@@ -20,7 +20,6 @@ from utils.train.build import compile_layers, loss_weights, make_loader, make_pr
 from utils.train.checkpoints import TrainState
 from utils.train.config import TrainConfig
 from utils.train.engine import DTYPES, build_engine, join, pick_device
-from utils.train.evaluation import validate
 from utils.train.features import open_cache
 from utils.train.logging import ARGS, RunLog
 from utils.train.signals import closing_workers, stop_signals
@@ -153,6 +152,8 @@ class Trainer:
         due = epoch_ended and (state.epoch in cfg.stage_defaults.validate_after or state.epoch == cfg.epochs)
         if not due or self.validation is None or state.validated_step == state.global_step:
             return
+        from utils.train.evaluation import validate  # seconds, for torchmetrics and scikit-learn
+
         pictures = cfg.pictures_dir / f"step{state.global_step}"
         randomness = checkpoints.random_states()
         figures = validate(cfg, self.engine.module, self.validation, pictures)

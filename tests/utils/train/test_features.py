@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import train_SIDA
 from model.sida import SIDAForCausalLM
-from tests.scripts.launch import deepspeed, finish, run
+from tests.scripts.launch import run, together
 from utils.data.features import FeatureCache, Features, content_key
 from utils.train.config import TrainConfig
 
@@ -44,7 +44,7 @@ def test_training_is_the_same_and_the_encoders_rest(place: Path, monkeypatch: py
 
 
 def test_two_processes_fill_and_use_one_cache(place: Path) -> None:
-    finish(deepspeed(2, "train_SIDA.py", *flags(place, "two", "--cache_features", place / "shared", "--no_eval", "--workers", 1)))
+    together(2, "train_SIDA.py", *flags(place, "two", "--cache_features", place / "shared", "--no_eval", "--workers", 1))
     done = run([sys.executable, "train_SIDA.py", *flags(place, "one", "--cache_features", place / "shared", "--no_eval", "--grad_accumulation_steps", 2)])
     assert done.returncode == 0, done.stderr[-2000:]
     assert "12 pictures" in done.stderr
