@@ -15,14 +15,17 @@ from benchmarks import curve, floor, many
 from benchmarks.cases import Case
 from benchmarks.run import BARS, main, measure
 from model.types import Label
+from utils.data.sid_mini import main as build_pictures
 
 HANDFUL = Path(__file__).parents[1] / "examples" / "SID_handful"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Networks and pictures, made once."""
-    return tmp_path_factory.mktemp("kept")
+    """Networks and pictures, made once; these smaller than the benchmark would make them."""
+    kept = tmp_path_factory.mktemp("kept")
+    assert build_pictures(["--out", str(kept / "pictures"), "--size", "256", "--per_class", "8", "--workers", "1"]) == 0
+    return kept
 
 
 def test_all_cases_at_the_small_size(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

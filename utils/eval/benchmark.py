@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -37,6 +37,7 @@ from utils.eval import baselines
 from utils.eval.audit import metadata_accuracy, thumbnail_auroc
 from utils.eval.bootstrap import Estimate, bootstrap
 from utils.eval.judging import look, resized_to
+from utils.eval.metrics import auroc, macro_f1
 
 
 @dataclass
@@ -108,8 +109,8 @@ class Figures:
         columns = np.full((4, len(tampered)), np.nan)
         for i in np.nonzero(tampered)[0]:
             logits, mask = answers.masks[i], truth.masks[i]
-            auroc = pixel_auroc(logits, mask)
-            columns[:, i] = iou(found[i], mask), iou(logits > 0, mask), auroc if self.judged[i] == Label.TAMPERED else 0.5, auroc
+            ranked = pixel_auroc(logits, mask)
+            columns[:, i] = iou(found[i], mask), iou(logits > 0, mask), ranked if self.judged[i] == Label.TAMPERED else 0.5, ranked
         self.iou, self.oracle_iou, self.auroc, self.oracle_auroc = columns
 
     def accuracy(self, rows: np.ndarray) -> float:
@@ -118,12 +119,11 @@ class Figures:
 
     def macro_f1(self, rows: np.ndarray) -> float:
         """F1 averaged over the three classes."""
-        return float(f1_score(self.truth.labels[rows], self.judged[rows], labels=list(Label), average="macro", zero_division=0))
+        return macro_f1(self.truth.labels[rows], self.judged[rows])
 
     def fake_auroc(self, rows: np.ndarray) -> float:
         """AUROC of 1 - P(real) against fake; nan when only one side is among the rows."""
-        fake = self.truth.labels[rows] != Label.REAL
-        return float(roc_auc_score(fake, 1 - self.probs[rows, Label.REAL])) if 0 < fake.sum() < len(fake) else float("nan")
+        return auroc(self.truth.labels[rows] != Label.REAL, 1 - self.probs[rows, Label.REAL])
 
     def called_fake(self, rows: np.ndarray) -> float:
         """Share judged full synthetic or tampered."""
@@ -172,11 +172,7 @@ def against_real(scores: np.ndarray, truth: Truth) -> dict[str, Estimate]:
     real, synthetic, tampered = (truth.labels == label for label in Label)
     sorts = {"any fake": ~real, "GAN re-synthesis": synthetic & gan, "text-to-image": synthetic & ~gan, "tampered": tampered}
 
-    def auroc(rows: np.ndarray) -> float:
-        fake = ~real[rows]
-        return float(roc_auc_score(fake, scores[rows])) if 0 < fake.sum() < len(fake) else float("nan")
-
-    return {name: bootstrap(auroc, truth.sources, np.nonzero(real | fake)[0]) for name, fake in sorts.items()}
+    return {name: bootstrap(lambda rows: auroc(~real[rows], scores[rows]), truth.sources, np.nonzero(real | fake)[0]) for name, fake in sorts.items()}
 
 
 def read_scores(path: Path, records: Sequence[Record]) -> np.ndarray:

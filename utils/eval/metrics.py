@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import (
@@ -20,7 +22,7 @@ from torchmetrics.classification import (
     MulticlassPrecision,
     MulticlassRecall,
 )
-from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
+from torchmetrics.functional.classification import binary_auroc, binary_f1_score, binary_jaccard_index, multiclass_f1_score
 
 from model.types import Label
 
@@ -31,6 +33,23 @@ LEGACY_MEAN_EPS = 1e-5
 def _exact(metric: SumMetric | MeanMetric) -> SumMetric | MeanMetric:
     """float64 sums: pixel counts of a large set pass what float32 can count."""
     return metric.set_dtype(torch.float64)
+
+
+def macro_f1(labels: np.ndarray, judged: np.ndarray) -> float:
+    """F1 averaged over the three classes, 0 for one that is in neither [N] labels nor [N] verdicts.
+
+    scikit-learn's, within float32, in a tenth of its time: intervals need it a thousand times.
+    """
+    per_class = multiclass_f1_score(torch.from_numpy(judged), torch.from_numpy(labels), len(Label), average="none", validate_args=False)
+    return float(per_class.mean())
+
+
+def auroc(positive: np.ndarray, scores: np.ndarray) -> float:
+    """AUROC of scores [N] for positive, bool [N]; nan when one side is empty. As `macro_f1` to scikit-learn's."""
+    if positive.all() or not positive.any():
+        return float("nan")
+    ranks = torch.from_numpy(rankdata(scores) / len(scores))  # torchmetrics would squash what is not in 0..1
+    return float(binary_auroc(ranks, torch.from_numpy(positive).long(), validate_args=False))
 
 
 class Detection(nn.Module):

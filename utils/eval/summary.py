@@ -30,7 +30,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from model.types import Label
 from utils.eval.bootstrap import RESAMPLES, bootstrap
 from utils.eval.judging import THRESHOLDS, Line
-from utils.eval.metrics import legacy_figures, legacy_image_iou
+from utils.eval.metrics import auroc, legacy_figures, legacy_image_iou, macro_f1
 
 CLASSES = list(Label)
 HELD_OUT = 0.3  # of the pictures, to fit the temperature on
@@ -134,10 +134,10 @@ def localization(sheet: Sheet, protocol: str) -> dict[str, float]:
     overlaps = np.array([getattr(sheet.lines[i], f"{prefix}overlap") for i in rows]).sum(axis=0)
     out = {"f1": float(sheet.column(f"{prefix}f1")[rows].mean()), "giou": float(sheet.column(f"{prefix}iou")[rows].mean())}
     out["ciou"] = float(overlaps[0] / overlaps[1]) if overlaps[1] else 1.0
-    auroc = sheet.column("oracle_auroc")[rows]
+    ranked = sheet.column("oracle_auroc")[rows]
     if protocol == "end2end":  # an empty mask ranks nothing
-        auroc = np.where(np.isnan(auroc) | (sheet.judged[rows] == Label.TAMPERED), auroc, 0.5)
-    out["pixel_auroc"] = float(np.nanmean(auroc)) if not np.isnan(auroc).all() else float("nan")
+        ranked = np.where(np.isnan(ranked) | (sheet.judged[rows] == Label.TAMPERED), ranked, 0.5)
+    out["pixel_auroc"] = float(np.nanmean(ranked)) if not np.isnan(ranked).all() else float("nan")
     if protocol == "oracle":
         means = np.array([sheet.lines[i].f1_at for i in rows]).mean(axis=0)
         out |= {"best_f1": float(means.max()), "best_threshold": THRESHOLDS[int(means.argmax())]}
@@ -157,10 +157,10 @@ def headline(sheet: Sheet, protocols: Sequence[str]) -> dict[str, dict[str, floa
     fake = sheet.labels != Label.REAL
     statistics: dict[str, tuple[Callable[[np.ndarray], float], np.ndarray | None]] = {
         "accuracy": (lambda rows: float((sheet.judged[rows] == sheet.labels[rows]).mean()), None),
-        "macro_f1": (lambda rows: float(f1_score(sheet.labels[rows], sheet.judged[rows], labels=CLASSES, average="macro", zero_division=0)), None),
+        "macro_f1": (lambda rows: macro_f1(sheet.labels[rows], sheet.judged[rows]), None),
     }
     if 0 < fake.sum() < len(fake):
-        statistics["auroc"] = (lambda rows: float(roc_auc_score(fake[rows], sheet.fake[rows])) if 0 < fake[rows].sum() < len(rows) else float("nan"), None)
+        statistics["auroc"] = (lambda rows: auroc(fake[rows], sheet.fake[rows]), None)
     if len(tampered):
         for protocol, prefix in (("end2end", ""), ("oracle", "oracle_")):
             if protocol in protocols:

@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
 from model.types import Label
 from utils.eval.judging import Line, _localize
+from utils.eval.metrics import auroc, macro_f1
 from utils.eval.summary import compare, summarize
 
 
@@ -47,6 +48,20 @@ def test_detection(seed: int) -> None:
     assert got["detection"]["one_vs_rest"]["tampered"] is None
     assert got["detection"]["accuracy"] == pytest.approx((logits[rows].argmax(axis=1) == labels[rows]).mean())
     assert got["false_mask_area"] == 0.25
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 3, 40]), st.sampled_from([1, 3]), st.sampled_from([0.01, 1, 1000]))
+def test_what_is_resampled_is_scikit_learns(seed: int, count: int, classes: int, scale: float) -> None:
+    """Also when a class is missing, scores tie or are no probabilities."""
+    rng = np.random.default_rng(seed)
+    labels, judged = rng.integers(classes, size=(2, count))
+    assert macro_f1(labels, judged) == pytest.approx(f1_score(labels, judged, labels=[0, 1, 2], average="macro", zero_division=0), abs=1e-6)
+    scores = scale * rng.normal(size=count).round(1)
+    if 0 < (labels > 0).sum() < count:
+        assert auroc(labels > 0, scores) == pytest.approx(roc_auc_score(labels > 0, scores), abs=1e-6)
+    else:
+        assert np.isnan(auroc(labels > 0, scores))
 
 
 def tampered(i: int, iou: float, found: bool = True) -> Line:
