@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 STEPS = 6  # of a run with train_flags
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(["deepspeed", "utils.train.trainer", "utils.train.evaluation", "train_SIDA", "evaluate_SIDA"])
 
 
 def free_port() -> int:
@@ -35,21 +41,56 @@ def deepspeed(processes: int, script: str, *argv: object, **options: object) -> 
     return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options)
 
 
-def together(processes: int, script: str, *argv: object) -> str:
-    """What all ranks of `python script argv...` print; they must succeed. As under a launcher, whose own start takes as long as theirs."""
-    world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, script, *map(str, argv)]
-    with tempfile.TemporaryFile("w+") as output:
-        env = [environment() | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        ranks = [subprocess.Popen(command, cwd=ROOT, env=of_rank, stdout=output, stderr=subprocess.STDOUT) for of_rank in env]
-        deadline = time.monotonic() + 300
-        while (codes := {rank.poll() for rank in ranks}) != {0} and codes <= {None, 0} and time.monotonic() < deadline:
+class Ranks:
+    """The ranks of one job, each a process that calls `main` of a script. As under a launcher, but forked from a process that has imported what takes seconds."""
+
+    def __init__(self, count: int, script: str, *argv: object) -> None:
+        self.output = tempfile.NamedTemporaryFile("r")  # noqa: SIM115  as long as this object lives
+        world = environment() | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        of_rank = [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        self.processes = [WARM.Process(target=_rank, args=(script, list(map(str, argv)), env, self.output.name)) for env in of_rank]
+        for process in self.processes:
+            process.start()
+
+    @property
+    def running(self) -> bool:
+        """False once all are done, or one has failed."""
+        codes = {process.exitcode for process in self.processes}
+        return codes != {0} and codes <= {None, 0}
+
+    def kill(self) -> None:
+        """Nothing goes on, of what they have started either."""
+        for process in self.processes:
+            with suppress(ProcessLookupError):  # it has ended
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # or has not yet come to lead a group
+            process.join()
+
+    def finish(self, seconds: float = 300) -> tuple[bool, str]:
+        """Whether all ended well in time, and what they printed."""
+        deadline = time.monotonic() + seconds
+        while self.running and time.monotonic() < deadline:
             time.sleep(0.05)
-        for rank in ranks:  # when one has failed, the others wait for it
-            rank.kill()
-        output.seek(0)
-        printed = output.read()
-    assert {rank.wait() for rank in ranks} == {0}, printed[-4000:]
+        well = not self.running and {process.exitcode for process in self.processes} == {0}
+        self.kill()  # when one has failed, the others wait for it
+        return well, self.output.read()
+
+
+def _rank(script: str, argv: list[str], env: dict[str, str], output: str) -> None:
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of a loader's workers, as in a process that nobody forked
+    os.environ.clear()
+    os.environ.update(env)
+    log = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.exit(import_module(script).main(argv))
+
+
+def together(count: int, script: str, *argv: object) -> str:
+    """What `count` ranks print, which must all succeed."""
+    well, printed = Ranks(count, script, *argv).finish()
+    assert well, printed[-4000:]
     return printed
 
 

@@ -19,7 +19,7 @@ def test_two_processes_are_one_with_twice_the_batches(place: Path, mixing: str, 
     flags += ["--train_vision", "--lora_r", 0] * vision
     names = f"one_{mixing}{zero}{vision}", f"two_{mixing}{zero}{vision}"
     assert train_SIDA.main(list(map(str, [*flags, "--exp_name", names[0], "--grad_accumulation_steps", 4]))) == 0
-    together(2, "train_SIDA.py", *flags, "--exp_name", names[1], "--grad_accumulation_steps", 2, "--zero_stage", zero)
+    together(2, "train_SIDA", *flags, "--exp_name", names[1], "--grad_accumulation_steps", 2, "--zero_stage", zero)
     for one, two in zip(log_of(place, names[0]), log_of(place, names[1]), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)

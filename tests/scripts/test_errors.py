@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train_SIDA
-from tests.scripts.launch import ROOT, deepspeed, environment
+from tests.scripts.launch import ROOT, Ranks, environment
 from tests.tiny import build_tiny_lisa, build_tiny_set
 
 
@@ -44,18 +44,15 @@ def flags_of(place: Path) -> list[object]:
 
 
 def test_more_processes_than_batches(place: Path) -> None:
-    process = deepspeed(2, "train_SIDA.py", *flags_of(place), "--exp_name", "many", "--batch_size", 3, "--batch_mixing", "mixed")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
+    well, output = Ranks(2, "train_SIDA", *flags_of(place), "--exp_name", "many", "--batch_size", 3, "--batch_mixing", "mixed").finish()
+    assert not well
     assert "error: " in output
     assert "2" in output.split("error: ")[1].splitlines()[0]
 
 
 def test_resume_of_something_else(place: Path) -> None:
-    command = [sys.executable, "train_SIDA.py", *map(str, flags_of(place)), "--exp_name", "resume", "--resume", str(place / "set")]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "has no `latest`: a checkpoint folder holds" in done.stderr.splitlines()[-1]
+    with pytest.raises(SystemExit, match="error: .* has no `latest`: a checkpoint folder holds"):
+        train_SIDA.main([*map(str, flags_of(place)), "--exp_name", "resume", "--resume", str(place / "set")])
 
 
 def test_chat_needs_neither_deepspeed_nor_bitsandbytes(place: Path) -> None:

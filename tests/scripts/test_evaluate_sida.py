@@ -93,7 +93,7 @@ def test_killed_half_way_and_resumed(place: Path, whole: Path, tmp_path: Path) -
 
 def test_two_processes_write_the_same_bytes(place: Path, whole: Path, tmp_path: Path) -> None:
     argv = ["--version", place / "sida", "--dataset", place / "set", "--batch_size", 4, "--device", "cpu", "--out", tmp_path / "out", "--robustness", "JPEG 70,resize 0.5"]
-    together(2, "evaluate_SIDA.py", *argv)
+    together(2, "evaluate_SIDA", *argv)
     assert (tmp_path / "out" / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
 
 

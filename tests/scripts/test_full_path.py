@@ -16,7 +16,7 @@ import torch
 import merge_lora_weights_and_save_hf_model as merge_script
 import train_SIDA
 from model.checkpoint import load_pretrained, read_tensors
-from tests.scripts.launch import STEPS, deepspeed, finish, log_of, run, together, train_flags
+from tests.scripts.launch import STEPS, Ranks, deepspeed, finish, log_of, run, together, train_flags
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +48,14 @@ def test_every_step_is_logged(place: Path, trained: Path) -> None:
 def test_kill_and_resume_change_nothing(place: Path, trained: Path) -> None:
     """SIGKILL of all processes at a random step; the same command goes on, and every digit of the log is the uninterrupted run's."""
     flags, step = train_flags(place, "killed"), random.randint(1, STEPS - 2)
-    process = deepspeed(2, "train_SIDA.py", *flags)
+    ranks = Ranks(2, "train_SIDA", *flags)
     log, deadline = place / "runs" / "killed" / "log.jsonl", time.monotonic() + 120
-    while process.poll() is None and not (log.is_file() and log.read_text().count('"loss"') >= step):
+    while ranks.running and not (log.is_file() and log.read_text().count('"loss"') >= step):
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    ranks.kill()
     assert len(log_of(place, "killed")) < STEPS, "the run ended before it could be killed"
-    finish(deepspeed(2, "train_SIDA.py", *flags))
+    together(2, "train_SIDA", *flags)
     assert log_of(place, "killed") == log_of(place, "whole"), f"killed after step {step}"
 
 
@@ -103,7 +102,7 @@ def test_eval_only(place: Path, merged: Path, trained: Path, capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert "legacy_auc" in printed
     assert "gIoU" in printed
-    together(2, "train_SIDA.py", *flags, "--exp_name", "eval2", "--val_batch_size", 1)
+    together(2, "train_SIDA", *flags, "--exp_name", "eval2", "--val_batch_size", 1)
     one, two = (json.loads((place / "runs" / name / "eval.json").read_text()) for name in ("eval1", "eval2"))
     assert one["images"] == two["images"] == 12
     assert one["detection"]["confusion_matrix"] == two["detection"]["confusion_matrix"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 
 import train_SIDA
 from model.sida import SIDAForCausalLM
-from tests.scripts.launch import run, together
+from tests.scripts.launch import together
 from utils.data.features import FeatureCache, Features, content_key
 from utils.train.config import TrainConfig
 
@@ -43,12 +42,12 @@ def test_training_is_the_same_and_the_encoders_rest(place: Path, monkeypatch: py
     assert figures[0]["giou"] == pytest.approx(figures[1]["giou"], abs=0.01)
 
 
-def test_two_processes_fill_and_use_one_cache(place: Path) -> None:
-    together(2, "train_SIDA.py", *flags(place, "two", "--cache_features", place / "shared", "--no_eval", "--workers", 1))
-    done = run([sys.executable, "train_SIDA.py", *flags(place, "one", "--cache_features", place / "shared", "--no_eval", "--grad_accumulation_steps", 2)])
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "12 pictures" in done.stderr
-    assert "0 are to come" in done.stderr
+def test_two_processes_fill_and_use_one_cache(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    together(2, "train_SIDA", *flags(place, "two", "--cache_features", place / "shared", "--no_eval", "--workers", 1))
+    assert train_SIDA.main(flags(place, "one", "--cache_features", place / "shared", "--no_eval", "--grad_accumulation_steps", 2)) == 0
+    assert "12 pictures" in caplog.text
+    assert "0 are to come" in caplog.text
     assert losses(place, "two") == pytest.approx(losses(place, "one"), rel=1e-5)
 
 
