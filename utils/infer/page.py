@@ -61,7 +61,7 @@ def answer(service: Service, path: str | None, explain: bool, alpha: float) -> I
         raise gr.Error("Choose a picture first.")
     try:
         opened = service.open(Path(path).read_bytes(), Path(path).name)
-        seen = service.pipe.look(opened) if explain else opened
+        seen = service.look(opened) if explain else opened
         prediction = service.judge(seen)
         report = service.report(prediction, explain=False)
         yield show(prediction, report, alpha, "", None)

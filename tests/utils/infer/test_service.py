@@ -89,6 +89,28 @@ def test_many_at_once_get_their_own_answers(client: TestClient) -> None:
             ]
 
 
+def test_one_thread_runs_the_model_whoever_asks(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each that does keeps memory of its own."""
+    ran, asked, forward = set(), set(), service.pipe.model.model.forward
+
+    def noted(*args: object, **kwargs: object) -> object:
+        ran.add(threading.get_ident())
+        return forward(*args, **kwargs)
+
+    def ask(path: Path) -> None:
+        asked.add(threading.get_ident())
+        opened = service.open(path.read_bytes(), path.name)
+        service.judge(opened)
+        service.judge(service.look(opened), explain=True)
+
+    monkeypatch.setattr(service.pipe.model.model, "forward", noted)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(ask, HANDFUL[:3]))
+    assert len(asked) > 1
+    assert len(ran) == 1
+    assert not ran & asked
+
+
 def test_a_full_queue_says_so(service: Service) -> None:
     small = Service(service.pipe, limits=replace(service.limits, waiting=2, seconds=0.2))
     with small.turn(), ThreadPoolExecutor(1) as other:
