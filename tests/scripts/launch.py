@@ -1,4 +1,4 @@
-"""Run a script as a user does: in its own process, or under the deepspeed launcher."""
+"""Run a script as a user does: in its own process, or under the deepspeed launcher; or, for the sake of time, as ranks without one."""
 
 from __future__ import annotations
 
