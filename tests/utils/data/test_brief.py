@@ -28,6 +28,8 @@ def test_a_manifest_of_the_same_pictures(tmp_path: Path, capsys: pytest.CaptureF
     (root / "train" / "description" / "tampered_GT.json").write_text(json.dumps(texts))
     assert main(["--dataset_dir", str(root), "--out", str(tmp_path / "brief" / "set.jsonl")]) == 0
     assert "1 descriptions" in capsys.readouterr().out
+    assert main(["--dataset_dir", str(root), "--out", str(tmp_path / "kinds.jsonl"), "--kind"]) == 0
+    assert [record.description for record in read_source(tmp_path / "kinds.jsonl", "train", descriptions=True) if record.description] == ["splicing"]
     got, want = read_source(tmp_path / "brief" / "set.jsonl", "train", descriptions=True), read_split(root, "train")
     assert [record.image.resolve() for record in got] == [record.image for record in want]
     assert [record.mask and record.mask.resolve() for record in got] == [record.mask for record in want]

@@ -37,6 +37,21 @@ def test_a_larger_one_looks_at_more_patches(tmp_path: Path) -> None:
     assert sum(answer.probs.values()) == pytest.approx(1)
 
 
+def test_a_deeper_one_is_the_same_before_it_is_trained(tmp_path: Path) -> None:
+    """A layer more in each encoder, global in SAM's; both encoders see what they saw, and all weights of the new layers but their ends are there to learn from."""
+    (model, _), (deep, _) = load_pretrained(TINY), load_pretrained(enlarge(TINY, tmp_path, layers=1))
+    assert deep.config.clip["num_hidden_layers"] == model.config.clip["num_hidden_layers"] + 1
+    assert deep.config.sam["global_attn_indexes"] == [*model.config.sam["global_attn_indexes"], model.config.sam["depth"]]
+    assert (deep.config.views, deep.config.cls_temperature) == (model.config.views, 1.0)
+    pixels = torch.randn(1, 3, model.config.image_size, model.config.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(deep.see(pixels), model.see(pixels), atol=1e-5)
+        assert torch.allclose(deep.model.visual_model.encode(pixels), model.model.visual_model.encode(pixels), atol=1e-5)
+    for layer in (deep.model.visual_model.image_encoder.blocks[-1], deep.model.vision_tower.encoder.layers[-1]):
+        zero = {name for name, weight in layer.named_parameters() if name.endswith("weight") and not weight.any()}
+        assert zero in ({"attn.proj.weight", "mlp.lin2.weight"}, {"self_attn.out_proj.weight", "mlp.fc2.weight"})
+
+
 def test_relative_positions_are_sams() -> None:
     """What the package itself makes of a table for another size."""
     table = torch.randn(31, 4, generator=torch.Generator().manual_seed(0))
@@ -54,6 +69,11 @@ def test_places_keep_their_direction() -> None:
     for done in (sam, tower[1:].reshape(24, 24, 4)):
         assert torch.allclose(done[4:-4].diff(dim=0), torch.tensor(16 / 24), atol=0.1)  # the filter does not keep lines quite straight, least at the edges
         assert torch.allclose(done, done[:, :1], atol=1e-5)
+
+
+def test_fewer_layers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--layers is -1: expected 0 or more"):
+        enlarge(TINY, tmp_path, layers=-1)
 
 
 @pytest.mark.parametrize("side", ["250", "0"])
