@@ -33,11 +33,11 @@ def _residual_filters() -> Tensor:
 
 
 def _dct_filters() -> Tensor:
-    """[3 * 64, 3, 8, 8]: JPEG's orthonormal DCT of a block, luminance first, then the two chrominances."""
+    """[3 * 64, 3 * 8 * 8]: JPEG's orthonormal DCT of a block, luminance first, then the two chrominances."""
     k = torch.arange(BLOCK, dtype=torch.float32)
     basis = torch.cos((2 * k + 1) * k[:, None] * math.pi / (2 * BLOCK)) / 2
     basis[0] /= math.sqrt(2)
-    return torch.einsum("kc,ux,vy->kuvcxy", torch.tensor(YCBCR), basis, basis).flatten(0, 2)
+    return torch.einsum("kc,ux,vy->kuvcxy", torch.tensor(YCBCR), basis, basis).flatten(3).flatten(0, 2)
 
 
 FILTERS = {"dct": _dct_filters(), "residual": _residual_filters()}
@@ -46,6 +46,12 @@ TRACES = len(FILTERS["dct"]) + 2 * len(FILTERS["residual"])
 LOW = sorted(range(1, 64), key=lambda i: (i // BLOCK + i % BLOCK, i))[:15]
 STEPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20)
 PHASES = len(LOW) * len(STEPS)
+
+
+def _dct(levels: Tensor, filters: Tensor) -> Tensor:
+    """[B, 3, S, S] -> [B, 192, S / 8, S / 8]. A matrix product: a GPU rounds a convolution's factors to TF32, which phases do not bear."""
+    blocks = levels.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return (blocks @ filters.T).permute(0, 3, 1, 2)
 
 
 def _phases(dct: Tensor) -> Tensor:
@@ -69,11 +75,11 @@ def traces(levels: Tensor, phases: bool = False) -> Tensor:
     filters = {name: kernel.to(levels.device) for name, kernel in FILTERS.items()}
     found = []
     for few in levels.float().contiguous(memory_format=torch.channels_last).split(4):  # a CPU's caches hold so many; that layout halves the time
-        dct, residual = F.conv2d(few, filters["dct"], stride=BLOCK), F.conv2d(few, filters["residual"], padding=2)
+        dct, residual = _dct(few, filters["dct"]), F.conv2d(few, filters["residual"], padding=2)
         earlier = [_phases(dct)] if phases else []
-        mean = F.avg_pool2d(residual.abs(), BLOCK)
-        logs = torch.cat([dct.abs_(), mean, F.avg_pool2d(residual.square_(), BLOCK).sqrt_()], dim=1).log1p_()
-        found.append(torch.cat([logs, *earlier], dim=1))
+        mean = F.avg_pool2d(residual.abs_(), BLOCK)
+        magnitudes = (dct.abs_(), mean, F.avg_pool2d(residual.square_(), BLOCK).sqrt_())
+        found.append(torch.cat([*(x.log1p_() for x in magnitudes), *earlier], dim=1))
     return torch.cat(found)
 
 

@@ -152,10 +152,11 @@ class SidaPipeline:
         """Open a picture and turn it into the encoders' inputs."""
         opened = open_picture(image)
         clip, sam, resized = self.processor.images(opened.rgb)
+        clip, sam = (pixels.to(self.device, self.dtype) for pixels in (clip, sam))  # turned there: a quarter of the bytes on the way
         quarters = range(self.model.config.views)
         clips = torch.stack([turned(clip, clip.shape[-2:], k) for k in quarters])
         sams = torch.stack([turned(sam, resized, k) for k in quarters])
-        return Seen(opened, clips.to(self.device, self.dtype), sams.to(self.device, self.dtype), resized)
+        return Seen(opened, clips, sams, resized)
 
     def _answer(
         self,
