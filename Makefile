@@ -36,8 +36,10 @@ predict: $(READY)
 app: $(READY)
 	@$(PY) app.py
 
-# From nothing to ck/SIDA-tiny in four hours and a half on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000
-# pictures of 256 pixels from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained.
+# From nothing to ck/SIDA-tiny and ck/SIDA-tiny-description. Each stage leaves its network in runs/ and is not run again: rm -rf runs/tiny-* begins anew.
+#
+# runs/tiny-384/merged, four hours and a half on two cores with bfloat16 units (AVX512_BF16 or AMX; several times that without): 24 000 pictures of
+# 256 pixels from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained.
 # Then the same on 24 000 pictures from three times as many sources, fetched (650 MB): encoders, whole network, and that once more. Then the network
 # is given 384 pixels, and trains whole on 24 000 pictures of that size from six times as many sources (450 MB more). Each time the last state
 # is merged: on validation its masks were better than those of the state with the best accuracy (docs/benchmarks.md).
@@ -58,55 +60,83 @@ $(LARGE): | $(READY) data/more data/wider
 	$(PY) -m utils.data.sid_mini --out $(LARGE) --per_class 8000 --train_photos data/more/real data/wider/real --train_ai data/more/ai data/wider/ai
 # fp32 is faster on a CPU without bfloat16 units
 PRECISION ?= bf16
+# 30 000 pictures from the same sources; its first 24 000 are LARGE's
+JOINT := data/SID_Joint
+$(JOINT): | $(READY) data/more data/wider
+	$(PY) -m utils.data.sid_mini --out $(JOINT) --per_class 10000 --train_photos data/more/real data/wider/real --train_ai data/more/ai data/wider/ai
 # whole network: checkpoint to start from, data, name in runs/, steps of each of four epochs, seed, folder for the result, more flags
 whole = $(PY) train_SIDA.py --version $(1) --dataset_dir $(2) --exp_name $(3) --precision $(PRECISION) --train_vision --turn --lora_r 0 --train_text \
   --ce_loss_weight 0.2 --no_gradient_checkpointing --batch_mixing mixed --batch_size 24 --grad_accumulation_steps 1 --val_batch_size 16 \
   --epochs 4 --steps_per_epoch $(4) --lr 0.0003 --workers 1 --seed $(5) $(7) \
   && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(3)/ckpt_last --save_path $(6) --precision fp16
-tiny: $(READY) $(SMALL) $(MORE) $(LARGE)
-	rm -rf runs/tiny runs/tiny-{base,pack,more,new,again,small,large,validation} runs/big-base
+runs/tiny-384/merged: | $(READY) $(SMALL) $(MORE) $(LARGE)
+	rm -rf runs/tiny-{base,pack,more,wider,new,again,small,384-base,384}
 	$(PY) -m utils.train.scratch --out runs/tiny-base --dataset_dir $(SMALL)
 	$(PY) -m utils.train.pretrain --version runs/tiny-base --dataset_dir $(SMALL) --stem_steps 5000 --steps 900
 	$(call whole,runs/tiny-base,$(SMALL),tiny-pack,400,42,runs/tiny-more)
 	$(PY) -m utils.train.pretrain --version runs/tiny-more --dataset_dir $(MORE) --steps 800 --lr 0.0006
-	$(call whole,runs/tiny-more,$(MORE),tiny,380,42,runs/tiny-new)
+	$(call whole,runs/tiny-more,$(MORE),tiny-wider,380,42,runs/tiny-new)
 	$(call whole,runs/tiny-new,$(MORE),tiny-again,400,1,runs/tiny-small)
-	$(PY) -m utils.train.enlarge --version runs/tiny-small --side 384 --out runs/big-base
-	$(call whole,runs/big-base,$(LARGE),tiny-large,500,11,ck/SIDA-tiny,--model_max_length 1024)
-	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-validation
+	$(PY) -m utils.train.enlarge --version runs/tiny-small --side 384 --out runs/tiny-384-base
+	$(call whole,runs/tiny-384-base,$(LARGE),tiny-384,500,11,$@,--model_max_length 1024)
 
-# From runs/tiny-small, the last network for 256 pixels, and ck/SIDA-tiny to ck/SIDA-tiny-description in an hour and three quarters, the last three stages
-# of it an estimate: they were run in fp32, in 45 minutes without bfloat16 units. Their encoders stay, and are run
+# runs/tiny-words-384/merged, from those, in an hour and three quarters: their encoders stay, and are run
 # once (features, 3.4 GB at 256 pixels, 7.2 GB at 384). The small one learns where and how a picture was tampered with, first alone, then mixed with
-# whole descriptions, then in those; what that changed is added to ck/SIDA-tiny, which learns to say it on the larger pictures, and then the same course there once more.
+# whole descriptions, then in those; what that changed is added to the large one, which learns to say it on the larger pictures, and then the same course there once more.
 # learn: checkpoint to start from, data, name in runs/, flags, folder for the result
 learn = $(PY) train_SIDA.py --stage description --version $(1) --dataset_dir $(2) --exp_name $(3) --precision $(PRECISION) --lora_r 0 --no_gradient_checkpointing \
-  --batch_mixing mixed --grad_accumulation_steps 1 --val_batch_size 32 --workers 1 --no_eval --ce_loss_weight 3 --mask_loss_weight 0.1 $(4) \
-  && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(3) --save_path $(5) --precision fp16
+  --batch_mixing mixed --grad_accumulation_steps 1 --workers 1 --no_eval --ce_loss_weight 3 --mask_loss_weight 0.1 $(4) \
+  && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(3)/ckpt_last --save_path $(5) --precision fp16
 small = --cache_features runs/tiny-features --cls_loss_weight 0.2
-large = --cache_features runs/large-features --cls_loss_weight 0.5
-description: $(READY) $(MORE) $(LARGE)
-	rm -rf runs/tiny-{features,brief,mixed,small-description} runs/large-{features,init,mixed,description,brief,mixed-2,description-2} runs/tiny-description-validation
+large = --cache_features runs/tiny-features-384 --cls_loss_weight 0.5
+runs/tiny-words-384/merged: | runs/tiny-384/merged
+	rm -rf runs/tiny-{features,brief,mixed,words,features-384,384-init,mixed-384,whole-384,brief-384,mixed-2-384,words-384}
 	$(PY) -m utils.data.brief --dataset_dir $(MORE) --out $(MORE)/brief.jsonl
 	$(PY) -m utils.data.brief --dataset_dir $(MORE) --out $(MORE)/mixed.jsonl --mixed
 	$(PY) -m utils.data.brief --dataset_dir $(LARGE) --out $(LARGE)/brief.jsonl --others 4
 	$(PY) -m utils.data.brief --dataset_dir $(LARGE) --out $(LARGE)/mixed.jsonl --mixed
 	$(call learn,runs/tiny-small,$(MORE)/brief.jsonl,tiny-brief,$(small) --batch_size 48 --epochs 4 --steps_per_epoch 350 --lr 0.0008,runs/tiny-brief/merged)
 	$(call learn,runs/tiny-brief/merged,$(MORE)/mixed.jsonl,tiny-mixed,$(small) --batch_size 32 --epochs 2 --steps_per_epoch 200 --lr 0.0005,runs/tiny-mixed/merged)
-	$(call learn,runs/tiny-mixed/merged,$(MORE),tiny-small-description,$(small) --batch_size 32 --epochs 3 --steps_per_epoch 300 --lr 0.0004,runs/tiny-small-description/merged)
-	$(PY) -m utils.train.transfer --version ck/SIDA-tiny --before runs/tiny-small --after runs/tiny-small-description/merged --out runs/large-init
-	$(call learn,runs/large-init,$(LARGE)/mixed.jsonl,large-mixed,$(large) --batch_size 32 --steps_per_epoch 300 --epochs 1 --lr 0.0006,runs/large-mixed/merged)
-	$(call learn,runs/large-mixed/merged,$(LARGE),large-description,$(large) --batch_size 32 --steps_per_epoch 160 --epochs 1 --lr 0.0004,runs/large-description/merged)
-	$(call learn,runs/large-description/merged,$(LARGE)/brief.jsonl,large-brief,$(large) --batch_size 24 --steps_per_epoch 410 --epochs 1 --warmup_steps 30 --lr 0.0008,runs/large-brief/merged)
-	$(call learn,runs/large-brief/merged,$(LARGE)/mixed.jsonl,large-mixed-2,$(large) --batch_size 32 --steps_per_epoch 150 --epochs 1 --warmup_steps 30 --lr 0.0006,runs/large-mixed-2/merged)
-	$(call learn,runs/large-mixed-2/merged,$(LARGE),large-description-2,$(large) --batch_size 32 --steps_per_epoch 170 --epochs 1 --warmup_steps 30 --lr 0.0004,ck/SIDA-tiny-description)
+	$(call learn,runs/tiny-mixed/merged,$(MORE),tiny-words,$(small) --batch_size 32 --epochs 3 --steps_per_epoch 300 --lr 0.0004,runs/tiny-words/merged)
+	$(PY) -m utils.train.transfer --version runs/tiny-384/merged --before runs/tiny-small --after runs/tiny-words/merged --out runs/tiny-384-init
+	$(call learn,runs/tiny-384-init,$(LARGE)/mixed.jsonl,tiny-mixed-384,$(large) --batch_size 32 --steps_per_epoch 300 --epochs 1 --lr 0.0006,runs/tiny-mixed-384/merged)
+	$(call learn,runs/tiny-mixed-384/merged,$(LARGE),tiny-whole-384,$(large) --batch_size 32 --steps_per_epoch 160 --epochs 1 --lr 0.0004,runs/tiny-whole-384/merged)
+	$(call learn,runs/tiny-whole-384/merged,$(LARGE)/brief.jsonl,tiny-brief-384,$(large) --batch_size 24 --steps_per_epoch 410 --epochs 1 --warmup_steps 30 --lr 0.0008,runs/tiny-brief-384/merged)
+	$(call learn,runs/tiny-brief-384/merged,$(LARGE)/mixed.jsonl,tiny-mixed-2-384,$(large) --batch_size 32 --steps_per_epoch 150 --epochs 1 --warmup_steps 30 --lr 0.0006,runs/tiny-mixed-2-384/merged)
+	$(call learn,runs/tiny-mixed-2-384/merged,$(LARGE),tiny-words-384,$(large) --batch_size 32 --steps_per_epoch 170 --epochs 1 --warmup_steps 30 --lr 0.0004,$@)
+
+# runs/tiny-joint/merged, from that with a layer more in each encoder: six minutes and a half on an H100, three hours and a half on two cores (estimated). The whole network learns
+# verdicts, masks and kinds of tampering together, from turned pictures, of which no place could be said.
+runs/tiny-joint/merged: | runs/tiny-words-384/merged $(JOINT)
+	rm -rf runs/tiny-{deep,joint}
+	$(PY) -m utils.train.enlarge --version runs/tiny-words-384/merged --layers 1 --out runs/tiny-deep
+	$(PY) -m utils.data.brief --dataset_dir $(JOINT) --out $(JOINT)/kind.jsonl --kind
+	$(PY) train_SIDA.py --stage description --version runs/tiny-deep --dataset_dir $(JOINT)/kind.jsonl --exp_name tiny-joint --precision $(PRECISION) --train_vision --turn --lora_r 0 \
+	  --no_gradient_checkpointing --batch_mixing mixed --batch_size 64 --grad_accumulation_steps 1 --no_eval --epochs 1 --steps_per_epoch 1450 --warmup_steps 150 --lr 0.0005 \
+	  --ce_loss_weight 3 --cls_loss_weight 1 --mask_loss_weight 1
+	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-deep --weight runs/tiny-joint/ckpt_last --save_path $@ --precision fp16
+
+# Both checkpoints keep those encoders: one learns SIDA's own question and answer, in ten minutes, the other places and whole descriptions, in fifty.
+finish = --lora_r 0 --no_gradient_checkpointing --batch_mixing mixed --grad_accumulation_steps 1 --workers 1 --no_eval --epochs 1 --warmup_steps 30 --precision $(PRECISION)
+tiny: runs/tiny-joint/merged
+	rm -rf runs/tiny-sida runs/tiny-validation
+	$(PY) train_SIDA.py --version $< --dataset_dir $(LARGE) --exp_name tiny-sida $(finish) --turn --train_text --ce_loss_weight 0.2 --batch_size 24 --steps_per_epoch 260 --lr 0.0003 \
+	  --model_max_length 1024 --seed 12
+	$(PY) merge_lora_weights_and_save_hf_model.py --version $< --weight runs/tiny-sida/ckpt_last --save_path ck/SIDA-tiny --precision fp16
+	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-validation
+deep = --cache_features runs/tiny-features-deep --cls_loss_weight 0.5 --batch_size 32 --epochs 1 --warmup_steps 30
+description: runs/tiny-joint/merged
+	rm -rf runs/tiny-{features-deep,brief-deep,mixed-deep,description,description-validation}
+	$(call learn,$<,$(LARGE)/brief.jsonl,tiny-brief-deep,$(deep) --steps_per_epoch 320 --lr 0.0008,runs/tiny-brief-deep/merged)
+	$(call learn,runs/tiny-brief-deep/merged,$(LARGE)/mixed.jsonl,tiny-mixed-deep,$(deep) --steps_per_epoch 150 --lr 0.0006,runs/tiny-mixed-deep/merged)
+	$(call learn,runs/tiny-mixed-deep/merged,$(LARGE),tiny-description,$(deep) --steps_per_epoch 180 --lr 0.0004,ck/SIDA-tiny-description)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
 bench: $(READY) $(LARGE)
 	$(PY) -m utils.eval.benchmark --version ck/SIDA-tiny --dataset_dir $(LARGE) --bits 8 4 --out docs/benchmarks
 	$(PY) -m utils.eval.explanations --version ck/SIDA-tiny-description --dataset_dir $(LARGE) --out docs/benchmarks
-	@if [ -f runs/tiny-large/log.jsonl ]; then $(PY) -m utils.eval.plots runs/tiny-large --out docs/benchmarks/learning_curve.png; fi
+	@if [ -f runs/tiny-joint/log.jsonl ]; then $(PY) -m utils.eval.plots runs/tiny-joint --out docs/benchmarks/learning_curve.png; fi
 	$(PY) -m benchmarks.run --size medium --lengths 64 512 --memory --floors --out docs/benchmarks
 	$(PY) -m benchmarks.curve --out docs/benchmarks
 	$(PY) -m benchmarks.many --dataset_dir $(LARGE) --out docs/benchmarks

@@ -32,7 +32,7 @@ def test_a_larger_one_looks_at_more_patches(tmp_path: Path) -> None:
     assert (pipe.model.config.views, pipe.model.config.cls_temperature) == (1, 1.0)
     differ = {name for name, weight in pipe.model.state_dict().items() if not torch.equal(weight, model.state_dict()[name])}
     assert differ == {name for name in differ if "pos" in name}
-    assert len(differ) == 6
+    assert len(differ) == 2 + 2 * model.config.sam["depth"]
     answer = pipe.detect(np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8))
     assert sum(answer.probs.values()) == pytest.approx(1)
 
