@@ -128,8 +128,8 @@ deep = --cache_features runs/tiny-features-deep --cls_loss_weight 0.5 --batch_si
 description: runs/tiny-joint/merged
 	rm -rf runs/tiny-{features-deep,brief-deep,mixed-deep,description,description-validation}
 	$(call learn,$<,$(LARGE)/brief.jsonl,tiny-brief-deep,$(deep) --steps_per_epoch 320 --lr 0.0008,runs/tiny-brief-deep/merged)
-	$(call learn,runs/tiny-brief-deep/merged,$(LARGE)/mixed.jsonl,tiny-mixed-deep,$(deep) --steps_per_epoch 150 --lr 0.0006,runs/tiny-mixed-deep/merged)
-	$(call learn,runs/tiny-mixed-deep/merged,$(LARGE),tiny-description,$(deep) --steps_per_epoch 180 --lr 0.0004,ck/SIDA-tiny-description)
+	$(call learn,runs/tiny-brief-deep/merged,$(LARGE)/mixed.jsonl,tiny-mixed-deep,$(deep) --steps_per_epoch 120 --lr 0.0006,runs/tiny-mixed-deep/merged)
+	$(call learn,runs/tiny-mixed-deep/merged,$(LARGE),tiny-description,$(deep) --steps_per_epoch 110 --lr 0.0004,ck/SIDA-tiny-description)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.

@@ -27,7 +27,7 @@ def _column(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def learning_curve(run: Path, out: Path, window: int = 50) -> None:
-    """Draw training losses (running means over `window` steps) and validation figures of the folder `run` to `out`.
+    """Draw training losses (running means over `window` steps) and, if it was validated, validation figures of the folder `run` to `out`.
 
     Raises FileNotFoundError when `run` holds no log.jsonl.
     """
@@ -39,16 +39,18 @@ def learning_curve(run: Path, out: Path, window: int = 50) -> None:
     if not (run / "log.jsonl").is_file():
         raise FileNotFoundError(f"no log.jsonl in {run}: expected the folder of a training run")
     train, validation = _lines(run / "log.jsonl"), _lines(run / "validation.jsonl")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    panels = 1 + bool(validation)
+    figure, ((left, *right),) = pyplot.subplots(1, panels, figsize=(5 * panels, 3.6), layout="constrained", squeeze=False)
     for name, title in LOSSES.items():
         steps, values = _column(train, name)
         if len(values) >= window:
             left.plot(steps[window - 1 :], np.convolve(values, np.full(window, 1 / window), mode="valid"), label=title)
-    for name, title in FIGURES.items():
-        right.plot(*_column(validation, name), marker="o", label=title)
     left.set(xlabel="optimizer steps", ylabel=f"training loss, mean of {window} steps", ylim=(0, None))
-    right.set(xlabel="optimizer steps", ylabel="validation split", ylim=(0, 1))
-    for axes in (left, right):
+    for axes in right:
+        for name, title in FIGURES.items():
+            axes.plot(*_column(validation, name), marker="o", label=title)
+        axes.set(xlabel="optimizer steps", ylabel="validation split", ylim=(0, 1))
+    for axes in (left, *right):
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
     out.parent.mkdir(parents=True, exist_ok=True)
