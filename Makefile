@@ -80,12 +80,12 @@ runs/tiny-384/merged: | $(READY) $(SMALL) $(MORE) $(LARGE)
 	$(PY) -m utils.train.enlarge --version runs/tiny-small --side 384 --out runs/tiny-384-base
 	$(call whole,runs/tiny-384-base,$(LARGE),tiny-384,500,11,$@,--model_max_length 1024)
 
-# runs/tiny-words-384/merged, from those, in an hour and three quarters: their encoders stay, and are run
+# runs/tiny-words-384/merged, from those, in an hour and three quarters, the last three stages of it an estimate (they were run in fp32): their encoders stay, and are run
 # once (features, 3.4 GB at 256 pixels, 7.2 GB at 384). The small one learns where and how a picture was tampered with, first alone, then mixed with
 # whole descriptions, then in those; what that changed is added to the large one, which learns to say it on the larger pictures, and then the same course there once more.
 # learn: checkpoint to start from, data, name in runs/, flags, folder for the result
 learn = $(PY) train_SIDA.py --stage description --version $(1) --dataset_dir $(2) --exp_name $(3) --precision $(PRECISION) --lora_r 0 --no_gradient_checkpointing \
-  --batch_mixing mixed --grad_accumulation_steps 1 --workers 1 --no_eval --ce_loss_weight 3 --mask_loss_weight 0.1 $(4) \
+  --batch_mixing mixed --grad_accumulation_steps 1 --val_batch_size 32 --workers 1 --no_eval --ce_loss_weight 3 --mask_loss_weight 0.1 $(4) \
   && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(3)/ckpt_last --save_path $(5) --precision fp16
 small = --cache_features runs/tiny-features --cls_loss_weight 0.2
 large = --cache_features runs/tiny-features-384 --cls_loss_weight 0.5

@@ -64,7 +64,7 @@ def grown(name: str, weights: Mapping[str, Tensor]) -> Tensor:
 def enlarge(version: str | Path, out: str | Path, side: int | None = None, layers: int = 0) -> Path:
     """Write the checkpoint `version`, both encoders for pictures of `side` pixels (None: as before) and with `layers` more, to `out`.
 
-    ValueError for a side that is not whole patches of each, or fewer than no layers.
+    ValueError for a side that is not whole patches of each, fewer than no layers, or more where the tower's last one is not what is looked at.
     """
     model, tokenizer = load_pretrained(version)
     side, patch = model.config.image_size if side is None else side, model.config.clip["patch_size"]
@@ -72,6 +72,8 @@ def enlarge(version: str | Path, out: str | Path, side: int | None = None, layer
         raise ValueError(f"--side is {side}: expected a positive multiple of the patches' {patch} and 16 pixels")
     if layers < 0:
         raise ValueError(f"--layers is {layers}: expected 0 or more")
+    if layers and model.config.mm_vision_select_layer != -1:
+        raise ValueError(f"--layers is {layers}, but {version} looks at layer {model.config.mm_vision_select_layer} of its tower, not the last: expected 0")
     encoders = deepened(model.config, layers)
     fields = {**encoders, "image_size": side, "clip": encoders["clip"] | {"image_size": side}, "cls_temperature": 1.0, "calibrated_on": 0}
     if side != model.config.image_size:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import load_pretrained
+from model.checkpoint import load_pretrained, save_pretrained
 from model.sam import _distances, _import_modeling
 from utils.infer.pipeline import SidaPipeline
 from utils.train.enlarge import enlarge, main, stretched
@@ -74,6 +74,15 @@ def test_places_keep_their_direction() -> None:
 def test_fewer_layers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--layers is -1: expected 0 or more"):
         enlarge(TINY, tmp_path, layers=-1)
+
+
+def test_a_tower_whose_last_layer_is_not_looked_at_gets_none(tmp_path: Path) -> None:
+    """CLIP's in LLaVA: another layer would move what is seen."""
+    model, tokenizer = load_pretrained(TINY)
+    model.config.mm_vision_select_layer = -2
+    sida = save_pretrained(model, tokenizer, tmp_path / "sida")
+    with pytest.raises(ValueError, match="--layers is 1, but .* looks at layer -2 of its tower, not the last: expected 0"):
+        enlarge(sida, tmp_path / "deep", layers=1)
 
 
 @pytest.mark.parametrize("side", ["250", "0"])
