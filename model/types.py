@@ -81,8 +81,11 @@ class Batch:
         return Batch(**pinned)
 
     def model_inputs(self) -> dict[str, object]:
-        """Keyword arguments of `SIDAForCausalLM.forward`."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("original_hw", "ids")}
+        """Keyword arguments of `SIDAForCausalLM.forward`.
+
+        No attention mask: padding is at the right end, where causal attention sees it from padding only, and kernels are faster without one.
+        """
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("attention_mask", "original_hw", "ids")}
 
 
 @dataclass

@@ -51,6 +51,15 @@ def test_lm_head_sees_supervised_positions_only(model: SIDAForCausalLM, name: st
     assert out.losses.ce.item() == pytest.approx(every.item() / max(count, 1), rel=1e-6)
 
 
+def test_padding_needs_no_attention_mask(model: SIDAForCausalLM) -> None:
+    batch = golden.batch("real_syn_mixed", "description")
+    assert not batch.attention_mask.all()
+    with torch.no_grad():
+        unmasked, masked = model(**batch.model_inputs()), model(**batch.model_inputs(), attention_mask=batch.attention_mask)
+    torch.testing.assert_close(unmasked.hidden[batch.attention_mask], masked.hidden[batch.attention_mask])
+    torch.testing.assert_close(unmasked.losses.total, masked.losses.total)
+
+
 def test_sam_encodes_only_what_has_a_mask(model: SIDAForCausalLM) -> None:
     from utils.data.collate import collate
 
