@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ class SidaPipeline:
         self.model, self.tokenizer = model, tokenizer
         self.device, self.dtype, self.folder = device, dtype, folder
         self.processor = SidaProcessor(tokenizer, model.config)
+        self._prompt_ids = lru_cache(maxsize=16)(self.processor.prompt_ids)  # tokenising takes as long as a small picture's pixels
+        self._verdicts = tuple(tokenizer.encode(verdict_text(label, "sida"), bos=False) for label in Label)
 
     @classmethod
     def from_pretrained(
@@ -184,12 +187,12 @@ class SidaPipeline:
         ]
 
     def _question(self, seen: Seen, text: str | None, max_new_tokens: int, on_text: Callable[[str], None] | None) -> Question:
-        prompt_ids = self.processor.prompt_ids(text or trained_question(self.model.config.stage))
+        prompt_ids = self._prompt_ids(text or trained_question(self.model.config.stage))
         room = self.model.config.max_position_embeddings - len(prompt_ids)
         stop = (self.tokenizer.eos_id, *([self.tokenizer.id_of(END_TOKEN)] if END_TOKEN in self.tokenizer.added else []))
         return Question(
             prompt_ids=torch.tensor([prompt_ids], device=self.device),
-            verdicts=tuple(self.tokenizer.encode(verdict_text(label, "sida"), bos=False) for label in Label),
+            verdicts=self._verdicts,
             images_clip=seen.images_clip,
             images_sam=seen.images_sam,
             resized_hw=seen.resized_hw,
