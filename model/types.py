@@ -47,7 +47,7 @@ class Batch:
     """Samples collated for one forward pass."""
 
     input_ids: Tensor  # int64 [B, T]; IMAGE_TOKEN_ID at each image patch, PAD_TOKEN_ID at the right end
-    attention_mask: Tensor  # bool [B, T]
+    attention_mask: Tensor  # bool [B, T], False at PAD_TOKEN_ID, an <unk> in a text included
     labels: Tensor  # int64 [B, T]; IGNORE_INDEX where the language loss is silent
     images_clip: Tensor  # float [B, 3, 224, 224], CLIP-normalised; or the tower's features [B, P, D]
     images_sam: Tensor  # float [B, 3, S, S], SAM-normalised, zero-padded right and bottom; or SAM's embeddings [B, E, S/16, S/16]
@@ -83,9 +83,12 @@ class Batch:
     def model_inputs(self) -> dict[str, object]:
         """Keyword arguments of `SIDAForCausalLM.forward`.
 
-        No attention mask: padding is at the right end, where causal attention sees it from padding only, and kernels are faster without one.
+        An attention mask only where it hides more than a right end, which causal attention sees from there only: kernels are faster without one.
         """
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("attention_mask", "original_hw", "ids")}
+        inputs = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("original_hw", "ids")}
+        if not (self.attention_mask[:, 1:] & ~self.attention_mask[:, :-1]).any():
+            del inputs["attention_mask"]
+        return inputs
 
 
 @dataclass

@@ -54,6 +54,7 @@ def test_lm_head_sees_supervised_positions_only(model: SIDAForCausalLM, name: st
 def test_padding_needs_no_attention_mask(model: SIDAForCausalLM) -> None:
     batch = golden.batch("real_syn_mixed", "description")
     assert not batch.attention_mask.all()
+    assert "attention_mask" not in batch.model_inputs()
     with torch.no_grad():
         unmasked, masked = model(**batch.model_inputs()), model(**batch.model_inputs(), attention_mask=batch.attention_mask)
     torch.testing.assert_close(unmasked.hidden[batch.attention_mask], masked.hidden[batch.attention_mask])

@@ -26,6 +26,13 @@ def test_pads_on_the_right_and_keeps_masks_of_tampered_samples_only() -> None:
     assert (batch.images_clip.shape, batch.images_sam.shape) == ((2, 3, 224, 224), (2, 3, 8, 8))
 
 
+def test_an_unknown_token_stays_hidden() -> None:
+    samples = [_sample(name, Label.REAL, 4, (4, 4)) for name in "ab"]
+    samples[0].input_ids[1] = PAD_TOKEN_ID  # <unk> in a text
+    batch, _ = collate(samples)
+    assert batch.model_inputs()["attention_mask"].tolist() == [[True, False, True, True], [True] * 4]
+
+
 def test_unreadable_items_are_listed_and_left_out() -> None:
     batch, unreadable = collate([Unreadable("x.png", "broken"), _sample("a", Label.REAL, 2, (4, 4), ("y.png", "z.png"))])
     assert batch is not None
