@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from model.echoes import ECHOES, YCBCR, echoes
 from model.types import CLIP_MEAN, CLIP_STD
 
 BLOCK = 8  # of JPEG, pixels
@@ -22,7 +23,6 @@ RESIDUALS = (
     [[-1, 2, -1], [2, -4, 2], [-1, 2, -1]],
     [[-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1]],
 )
-YCBCR = ([0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312])  # of red, green, blue (JFIF)
 
 
 def _residual_filters() -> Tensor:
@@ -101,12 +101,13 @@ class TraceStem(nn.Module):
     The filters are fixed. Learned ones need ten times the pictures: what was tampered with shows in magnitudes far below the content's,
     which half precision and a few thousand steps do not find. The blocks see how a place differs from its picture, not which picture it is;
     what the picture is like as a whole is added at the end, equally everywhere. `mean` and `std`, of grey levels, undo the normalisation.
+    With `phases` and `echoes` it is given those of `traces` and of model/echoes.py as well.
     """
 
-    def __init__(self, width: int, depth: int, out: int, mean: Sequence[float], std: Sequence[float], phases: bool = False) -> None:
+    def __init__(self, width: int, depth: int, out: int, mean: Sequence[float], std: Sequence[float], phases: bool = False, echoes: bool = False) -> None:
         super().__init__()
-        self.mean, self.std, self.phases = mean, std, phases
-        count = TRACES + PHASES * phases
+        self.mean, self.std, self.phases, self.echoes = mean, std, phases, echoes
+        count = TRACES + PHASES * phases + ECHOES * echoes
         self.inward = nn.Conv2d(count, width, 3, padding=1)
         self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
         self.outward = nn.Conv2d(width, out, 3, stride=2, padding=1)
@@ -122,7 +123,10 @@ class TraceStem(nn.Module):
         """As the class says. Rounding to whole grey levels takes back what half precision did to normalised ones."""
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
         with torch.autocast(pixels.device.type, enabled=False):
-            seen = traces((pixels.float() * std + mean).round(), self.phases)
+            levels = (pixels.float() * std + mean).round()
+            seen = traces(levels, self.phases)
+            if self.echoes:
+                seen = torch.cat([seen, echoes(levels)], dim=1)
             average = seen.mean(dim=(2, 3), keepdim=True)
             odd = seen - average
             spread = (odd.square().sum(dim=(2, 3), keepdim=True) / (odd[0, 0].numel() - 1)).sqrt()

@@ -11,6 +11,7 @@ import torch
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from model.echoes import ECHOES
 from model.sam import build_sam
 from model.types import CLIP_MEAN, CLIP_STD
 from model.vision import LOW, PHASES, RESIDUALS, STEPS, TRACES, TraceStem, VisionTower, traces
@@ -92,6 +93,16 @@ def test_phases_come_after_the_traces(levels: torch.Tensor) -> None:
     assert made[:, TRACES:].min() >= 0
     assert made[:, TRACES:].max() <= 1
     assert TraceStem(**STEM, out=16, mean=MEAN, std=STD, phases=True)(levels).shape == (2, 16, 2, 3)
+
+
+def test_a_stem_with_echoes_tells_copies(levels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come last, from whole grey levels, and reach what it gives."""
+    stem = TraceStem(**STEM, out=16, mean=MEAN, std=STD, phases=True, echoes=True)
+    assert stem.inward.in_channels == TRACES + PHASES + ECHOES
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    without = stem(pixels)
+    monkeypatch.setattr("model.vision.echoes", lambda x: torch.arange(ECHOES * 64.0).view(1, ECHOES, 8, 8) * (x == x.round()).all())
+    assert not torch.equal(stem(pixels), without)
 
 
 def test_a_stem_starts_as_a_line_through_its_blocks(levels: torch.Tensor) -> None:
