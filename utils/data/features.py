@@ -55,6 +55,8 @@ class FeatureCache:
 
     def _claim(self, identity: Mapping[str, object]) -> None:
         note = self.folder / IDENTITY
+        # Looked at before the note is: another process may write that, and shards after it, at any moment
+        foreign = self.folder.is_dir() and any(path.stem != note.stem for path in self.folder.iterdir())
         if note.is_file():
             found = json.loads(note.read_text())
             wrong = sorted(name for name in {*found, *identity} if found.get(name) != identity.get(name))
@@ -62,7 +64,7 @@ class FeatureCache:
                 said = "; ".join(f"{name}: {found.get(name)} there, {identity.get(name)} here" for name in wrong)
                 raise ValueError(f"the features in {self.folder} were computed by something else ({said}): give another folder, or delete this one")
             return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if foreign:
             raise ValueError(f"{self.folder} is not a cache of features: it has files but no {IDENTITY}; give a new or empty folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         fresh = note.with_suffix(f".{uuid.uuid4().hex}")

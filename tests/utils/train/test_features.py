@@ -51,6 +51,24 @@ def test_two_processes_fill_and_use_one_cache(place: Path, caplog: pytest.LogCap
     assert losses(place, "two") == pytest.approx(losses(place, "one"), rel=1e-5)
 
 
+def test_two_processes_may_claim_one_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is about to rename its note, or has done so and written a shard, after this one looked."""
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "cache.0123abcd").write_text("{}")
+    FeatureCache(tmp_path / "half", {"layer": -2})
+    (tmp_path / "whole").mkdir()
+    features, listed = {"key": Features(torch.ones(2, 3), None, (4, 5))}, Path.iterdir
+
+    def overtaken(folder: Path) -> list[Path]:
+        seen = list(listed(folder))
+        monkeypatch.undo()
+        FeatureCache(folder, {"layer": -2}).write(features)
+        return seen
+
+    monkeypatch.setattr(Path, "iterdir", overtaken)
+    assert "key" in FeatureCache(tmp_path / "whole", {"layer": -2})
+
+
 def test_a_killed_fill_is_taken_up(place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """What was renamed counts, what was not does not."""
     caplog.set_level(logging.INFO)
