@@ -104,6 +104,7 @@ def echoes(levels: Tensor) -> Tensor:
     """
     if levels.shape[-1] < LEAST:
         raise ValueError(f"pictures of {levels.shape[-1]} pixels a side: expected at least {LEAST} to look for echoes in, or a stem without them")
-    found = [matches(described) for few in levels.float().split(4) for described in describe(few)]
-    where, unlike = (torch.stack(maps) for maps in zip(*found, strict=True))
-    return torch.cat([torch.stack([agreement(where, *pairs) for pairs in PAIRS], dim=1), unlike[:, None]], dim=1).log1p_()
+    with torch.autocast(levels.device.type, enabled=False):
+        found = [matches(described) for few in levels.float().split(4) for described in describe(few)]
+        where, unlike = (torch.stack(maps) for maps in zip(*found, strict=True))
+        return torch.cat([torch.stack([agreement(where, *pairs) for pairs in PAIRS], dim=1), unlike[:, None]], dim=1).log1p_()

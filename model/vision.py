@@ -95,23 +95,42 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
+class Echoed(nn.Module):
+    """Grey levels [B, 3, S, S] -> [B, out, S/16, S/16]: `direction`, as far as a patch shows what is seen elsewhere too."""
+
+    def __init__(self, out: int, width: int = 16) -> None:
+        super().__init__()
+        wide = [layer for _ in range(2) for layer in (nn.Conv2d(width, width, 5, padding=2), nn.ReLU())]
+        self.where = nn.Sequential(nn.Conv2d(ECHOES, width, 3, padding=1), nn.ReLU(), *wide, nn.Conv2d(width, 1, 5, padding=2))
+        self.direction = nn.Parameter(torch.zeros(out))
+
+    def logits(self, levels: Tensor) -> Tensor:
+        """[B, S/8, S/8] of the same: whether a copy is there."""
+        return self.where(echoes(levels).to(self.direction.dtype))[:, 0]
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """As the class says."""
+        return F.avg_pool2d(self.logits(levels).sigmoid()[:, None], 2) * self.direction.view(-1, 1, 1)
+
+
 class TraceStem(nn.Module):
     """Normalised pixels [B, 3, S, S] -> [B, out, S/16, S/16]: `traces` through `depth` residual blocks, in place of a patch embedding.
 
     The filters are fixed. Learned ones need ten times the pictures: what was tampered with shows in magnitudes far below the content's,
     which half precision and a few thousand steps do not find. The blocks see how a place differs from its picture, not which picture it is;
     what the picture is like as a whole is added at the end, equally everywhere. `mean` and `std`, of grey levels, undo the normalisation.
-    With `phases` and `echoes` it is given those of `traces` and of model/echoes.py as well.
+    With `phases` it is given those of `traces` as well; with `echoes` it says where the picture shows what it shows elsewhere.
     """
 
     def __init__(self, width: int, depth: int, out: int, mean: Sequence[float], std: Sequence[float], phases: bool = False, echoes: bool = False) -> None:
         super().__init__()
-        self.mean, self.std, self.phases, self.echoes = mean, std, phases, echoes
-        count = TRACES + PHASES * phases + ECHOES * echoes
+        self.mean, self.std, self.phases = mean, std, phases
+        count = TRACES + PHASES * phases
         self.inward = nn.Conv2d(count, width, 3, padding=1)
         self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
         self.outward = nn.Conv2d(width, out, 3, stride=2, padding=1)
         self.overall = nn.Sequential(nn.Linear(2 * count, width), nn.ReLU(), nn.Linear(width, out))
+        self.echoed = Echoed(out) if echoes else None
         self.reset_parameters()
 
     @property
@@ -119,20 +138,23 @@ class TraceStem(nn.Module):
         """Stands for the dtype, as a patch embedding's does."""
         return self.inward.weight
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """As the class says. Rounding to whole grey levels takes back what half precision did to normalised ones."""
+    def levels(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels -> grey levels 0..255. Rounding to whole ones takes back what half precision did."""
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
+        return (pixels.float() * std + mean).round()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """As the class says."""
+        levels = self.levels(pixels)
         with torch.autocast(pixels.device.type, enabled=False):
-            levels = (pixels.float() * std + mean).round()
             seen = traces(levels, self.phases)
-            if self.echoes:
-                seen = torch.cat([seen, echoes(levels)], dim=1)
             average = seen.mean(dim=(2, 3), keepdim=True)
             odd = seen - average
             spread = (odd.square().sum(dim=(2, 3), keepdim=True) / (odd[0, 0].numel() - 1)).sqrt()
             whole = torch.cat([average, spread], dim=1)[..., 0, 0].to(self.weight.dtype)
             odd = odd.to(self.weight.dtype)
-        return self.outward(F.relu(self.blocks(self.inward(odd)))) + self.overall(whole)[..., None, None]
+        patches = self.outward(F.relu(self.blocks(self.inward(odd)))) + self.overall(whole)[..., None, None]
+        return patches if self.echoed is None else patches + self.echoed(levels)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

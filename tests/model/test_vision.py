@@ -11,7 +11,6 @@ import torch
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from model.echoes import ECHOES
 from model.sam import build_sam
 from model.types import CLIP_MEAN, CLIP_STD
 from model.vision import LOW, PHASES, RESIDUALS, STEPS, TRACES, TraceStem, VisionTower, traces
@@ -95,14 +94,21 @@ def test_phases_come_after_the_traces(levels: torch.Tensor) -> None:
     assert TraceStem(**STEM, out=16, mean=MEAN, std=STD, phases=True)(levels).shape == (2, 16, 2, 3)
 
 
-def test_a_stem_with_echoes_tells_copies(levels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They come last, from whole grey levels, and reach what it gives."""
+def test_a_stem_with_echoes_adds_a_direction_where_copies_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what a patch's four places say, along it; nothing elsewhere, and nothing before there is a direction. Whole grey levels are looked at."""
     stem = TraceStem(**STEM, out=16, mean=MEAN, std=STD, phases=True, echoes=True)
-    assert stem.inward.in_channels == TRACES + PHASES + ECHOES
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     without = stem(pixels)
-    monkeypatch.setattr("model.vision.echoes", lambda x: torch.arange(ECHOES * 64.0).view(1, ECHOES, 8, 8) * (x == x.round()).all())
-    assert not torch.equal(stem(pixels), without)
+    logits = torch.full((1, 8, 8), -100.0)
+    logits[0, 2, 4:6] = 100
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(stem.echoed, "logits", lambda levels: seen.append(levels) or logits)
+    assert_close(stem(pixels), without, rtol=0, atol=0)
+    stem.echoed.direction.data = torch.arange(16.0)
+    added = stem(pixels) - without
+    assert_close(added[0, :, 1, 2], torch.arange(16.0) / 2)
+    assert added[0].abs().sum(0).count_nonzero() == 1
+    assert torch.equal(seen[0], seen[0].round())
 
 
 def test_a_stem_starts_as_a_line_through_its_blocks(levels: torch.Tensor) -> None:

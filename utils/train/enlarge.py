@@ -1,12 +1,10 @@
-"""The same network for pictures of another size, with more layers in its encoders, or with echoes in its vision tower.
+"""The same network for pictures of another size, or with more layers in its encoders.
 
     python -m utils.train.enlarge --version ck/SIDA-tiny --side 384 --out runs/large-base
     python -m utils.train.enlarge --version ck/SIDA-tiny --layers 1 --out runs/deep-base
-    python -m utils.train.enlarge --version ck/SIDA-tiny --echoes --out runs/echo-base
 
 For another size position tables are interpolated (Dosovitskiy et al. 2021, section 3.2), all else stays; it has to be trained on such pictures before its
-answers mean anything. A new layer comes last and starts as the identity (Chen et al. 2016, Net2Net), echoes (model/echoes.py) with weights of zero, so
-nothing changes before they are trained.
+answers mean anything. A new layer comes last and starts as the identity (Chen et al. 2016, Net2Net), so nothing changes before it is trained.
 """
 
 from __future__ import annotations
@@ -31,13 +29,9 @@ ENDS = ("out_proj", "fc2", "attn.proj", "lin2")  # of a layer's two branches: ze
 
 
 def stretched(name: str, table: Tensor, shape: torch.Size) -> Tensor:
-    """The weight `name` in another `shape`: the tower's positions [1 + n * n, D], SAM's [1, n, n, D], its attention's relative [2 * n - 1, D], or a stem's."""
+    """The weight `name` in another `shape`: the tower's positions [1 + n * n, D], SAM's [1, n, n, D], or its attention's relative [2 * n - 1, D]."""
     if table.shape == shape:
         return table
-    if name.endswith("inward.weight"):
-        return F.pad(table, [0, 0, 0, 0, 0, shape[1] - table.shape[1]])
-    if name.endswith("overall.0.weight"):  # of means and spreads
-        return F.pad(table.unflatten(1, (2, -1)), [0, (shape[1] - table.shape[1]) // 2]).flatten(1)
     if ".rel_pos_" in name:
         return F.interpolate(table.T[None], shape[0], mode="linear", align_corners=False)[0].T  # as SAM does
     if name.endswith("pos_embed"):
@@ -67,16 +61,13 @@ def grown(name: str, weights: Mapping[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def enlarge(version: str | Path, out: str | Path, side: int | None = None, layers: int = 0, echoes: bool = False) -> Path:
-    """Write the checkpoint `version`, both encoders for pictures of `side` pixels (None: as before) and with `layers` more, the tower with `echoes`, to `out`.
+def enlarge(version: str | Path, out: str | Path, side: int | None = None, layers: int = 0) -> Path:
+    """Write the checkpoint `version`, both encoders for pictures of `side` pixels (None: as before) and with `layers` more, to `out`.
 
-    ValueError for a side that is not whole patches of each, fewer than no layers, more where the tower's last one is not what is looked at, or echoes
-    for a tower without a stem.
+    ValueError for a side that is not whole patches of each, fewer than no layers, or more where the tower's last one is not what is looked at.
     """
     model, tokenizer = load_pretrained(version)
     side, patch = model.config.image_size if side is None else side, model.config.clip["patch_size"]
-    if echoes and not model.config.clip.get("stem"):
-        raise ValueError(f"--echoes is given, but the vision tower of {version} has no stem to take them: leave it out")
     if side <= 0 or side % patch or side % 16:
         raise ValueError(f"--side is {side}: expected a positive multiple of the patches' {patch} and 16 pixels")
     if layers < 0:
@@ -84,8 +75,6 @@ def enlarge(version: str | Path, out: str | Path, side: int | None = None, layer
     if layers and model.config.mm_vision_select_layer != -1:
         raise ValueError(f"--layers is {layers}, but {version} looks at layer {model.config.mm_vision_select_layer} of its tower, not the last: expected 0")
     encoders = deepened(model.config, layers)
-    if echoes:
-        encoders["clip"]["stem"] = model.config.clip["stem"] | {"echoes": True}
     fields = {**encoders, "image_size": side, "clip": encoders["clip"] | {"image_size": side}, "cls_temperature": 1.0, "calibrated_on": 0}
     if side != model.config.image_size:
         fields["views"] = 1  # it has not learned turned pictures of that size
@@ -102,11 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", required=True, help="checkpoint to start from")
     parser.add_argument("--side", type=int, help="of the pictures, pixels (as they are)")
     parser.add_argument("--layers", type=int, default=0, help="more in each encoder (0)")
-    parser.add_argument("--echoes", action="store_true", help="show the vision tower where a picture repeats itself")
     parser.add_argument("--out", required=True, help="folder to write")
     args = parser.parse_args(argv)
     try:
-        enlarge(args.version, args.out, args.side, args.layers, args.echoes)
+        enlarge(args.version, args.out, args.side, args.layers)
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
     return 0

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import load_for_training, load_pretrained, save_pretrained
-from model.config import CLIP_DEBUG
-from model.echoes import ECHOES
+from model.checkpoint import load_pretrained, save_pretrained
 from model.sam import _distances, _import_modeling
-from tests.tiny import build_tiny_lisa
 from utils.infer.pipeline import SidaPipeline
 from utils.train.enlarge import enlarge, main, stretched
 
@@ -53,27 +50,6 @@ def test_a_deeper_one_is_the_same_before_it_is_trained(tmp_path: Path) -> None:
     for layer in (deep.model.visual_model.image_encoder.blocks[-1], deep.model.vision_tower.encoder.layers[-1]):
         zero = {name for name, weight in layer.named_parameters() if name.endswith("weight") and not weight.any()}
         assert zero in ({"attn.proj.weight", "mlp.lin2.weight"}, {"self_attn.out_proj.weight", "mlp.fc2.weight"})
-
-
-def test_one_with_echoes_is_the_same_before_it_is_trained(tmp_path: Path) -> None:
-    """The tower is given them, sees what it saw, and can learn from them; SAM is not."""
-    clip = CLIP_DEBUG | {"patch_size": 16, "image_size": 256, "stem": {"width": 8, "depth": 1, "phases": True}}
-    base = save_pretrained(*load_for_training(build_tiny_lisa(tmp_path / "lisa", clip=clip), "sida"), tmp_path / "base")
-    (model, _), (more, _) = load_pretrained(base), load_pretrained(enlarge(base, tmp_path / "more", echoes=True))
-    assert more.config.clip["stem"] == clip["stem"] | {"echoes": True}
-    assert more.config.sam == model.config.sam
-    pixels = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(more.see(pixels), model.see(pixels), atol=1e-4)
-    more.see(pixels).square().sum().backward()
-    stem = more.model.vision_tower.embeddings.patch_embedding
-    assert stem.inward.weight.grad[:, -ECHOES:].abs().amax(dim=(0, 2, 3)).min() > 0
-    assert stem.overall[0].weight.grad.unflatten(1, (2, -1))[..., -ECHOES:].abs().amax(dim=(0, 1)).min() > 0
-
-
-def test_a_tower_without_a_stem_gets_no_echoes(tmp_path: Path) -> None:
-    base = save_pretrained(*load_for_training(build_tiny_lisa(tmp_path / "lisa"), "sida"), tmp_path / "base")
-    with pytest.raises(ValueError, match="--echoes is given, but the vision tower of .* has no stem to take them"):
-        enlarge(base, tmp_path / "more", echoes=True)
 
 
 def test_relative_positions_are_sams() -> None:
