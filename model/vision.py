@@ -83,6 +83,9 @@ def traces(levels: Tensor, phases: bool = False) -> Tensor:
     return torch.cat(found)
 
 
+LARGEST = 60  # places of which all are in a copy of the least size, 2 % of 384 x 384 pixels
+
+
 class ResidualBlock(nn.Module):
     """x plus two 3x3 convolutions of it; starts as x."""
 
@@ -96,21 +99,29 @@ class ResidualBlock(nn.Module):
 
 
 class Echoed(nn.Module):
-    """Grey levels [B, 3, S, S] -> [B, out, S/16, S/16]: `direction`, as far as a patch shows what is seen elsewhere too."""
+    """Grey levels [B, 3, S, S] -> [B, out, S/16, S/16]: a direction as far as a patch shows what is seen elsewhere too, another as far as any does."""
 
     def __init__(self, out: int, width: int = 16) -> None:
         super().__init__()
         wide = [layer for _ in range(2) for layer in (nn.Conv2d(width, width, 5, padding=2), nn.ReLU())]
         self.where = nn.Sequential(nn.Conv2d(ECHOES, width, 3, padding=1), nn.ReLU(), *wide, nn.Conv2d(width, 1, 5, padding=2))
-        self.direction = nn.Parameter(torch.zeros(out))
+        self.directions = nn.Parameter(torch.zeros(2, out))
 
     def logits(self, levels: Tensor) -> Tensor:
         """[B, S/8, S/8] of the same: whether a copy is there."""
-        return self.where(echoes(levels).to(self.direction.dtype))[:, 0]
+        return self.where(echoes(levels).to(self.directions.dtype))[:, 0]
 
     def forward(self, levels: Tensor) -> Tensor:
         """As the class says."""
-        return F.avg_pool2d(self.logits(levels).sigmoid()[:, None], 2) * self.direction.view(-1, 1, 1)
+        logits = self.logits(levels)
+        patch, picture = F.avg_pool2d(logits.sigmoid()[:, None], 2), self.picture(logits).sigmoid().view(-1, 1, 1, 1)
+        here, anywhere = self.directions.view(2, -1, 1, 1)
+        return patch * here + picture * anywhere
+
+    @staticmethod
+    def picture(logits: Tensor) -> Tensor:
+        """[B, n, n] of places -> [B] of pictures: the mean of the LARGEST."""
+        return logits.flatten(1).topk(LARGEST).values.mean(dim=1)
 
 
 class TraceStem(nn.Module):

@@ -94,8 +94,8 @@ def test_phases_come_after_the_traces(levels: torch.Tensor) -> None:
     assert TraceStem(**STEM, out=16, mean=MEAN, std=STD, phases=True)(levels).shape == (2, 16, 2, 3)
 
 
-def test_a_stem_with_echoes_adds_a_direction_where_copies_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of what a patch's four places say, along it; nothing elsewhere, and nothing before there is a direction. Whole grey levels are looked at."""
+def test_a_stem_with_echoes_adds_directions_where_copies_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by how many of a patch's four places are copies, the other everywhere by how sure it is of a copy at all; nothing before there are directions."""
     stem = TraceStem(**STEM, out=16, mean=MEAN, std=STD, phases=True, echoes=True)
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     without = stem(pixels)
@@ -104,10 +104,13 @@ def test_a_stem_with_echoes_adds_a_direction_where_copies_are(monkeypatch: pytes
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(stem.echoed, "logits", lambda levels: seen.append(levels) or logits)
     assert_close(stem(pixels), without, rtol=0, atol=0)
-    stem.echoed.direction.data = torch.arange(16.0)
-    added = stem(pixels) - without
-    assert_close(added[0, :, 1, 2], torch.arange(16.0) / 2)
-    assert added[0].abs().sum(0).count_nonzero() == 1
+    here, anywhere = torch.arange(16.0), 5 - torch.arange(16.0)
+    stem.echoed.directions.data = torch.stack([here, anywhere])
+    added = (stem(pixels) - without)[0]
+    assert_close(added[:, 1, 2], here / 2)
+    assert added.abs().sum(0).count_nonzero() == 1  # the 60 largest of 64 places are none of a copy, on average
+    logits.fill_(100)
+    assert_close((stem(pixels) - without)[0], (here + anywhere)[:, None, None].expand(16, 4, 4))
     assert torch.equal(seen[0], seen[0].round())
 
 

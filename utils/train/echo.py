@@ -3,7 +3,8 @@
     python -m utils.train.echo --version ck/SIDA-tiny-description --dataset_dir data/SID_384 --steps 400 --out runs/tiny-echo
 
 A small convolution learns alone which patches are copies, from the data set's masks and descriptions; everything else stays. What it finds is added to a
-patch's embedding along a random direction, half as strong as the embedding: what comes after has to learn what that means.
+patch's embedding along a random direction, and to all of the picture's along another, each half as strong as the embedding: what comes after has to learn what
+they mean.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ from utils.train.signals import ignore_signals
 
 COPY = "copy-move"  # what descriptions call it
 OTHERS = 2  # pictures without a copy for one with
-LARGEST = 60  # patches whose mean says whether there is a copy
-STRENGTH = 0.5  # of the direction, of a patch's embedding
+STRENGTH = 0.5  # of each direction, of a patch's embedding
 
 
 def is_copy(record: Record) -> bool:
@@ -64,9 +64,8 @@ class CopyProbe(nn.Module):
         """Binary cross-entropy of the picture, and of its patches."""
         logits = self.echoed.logits(self.levels(batch.images_clip)).float()
         copied = torch.tensor([float(name in self.copies) for name in batch.ids])
-        largest = logits.flatten(1).topk(LARGEST).values.mean(dim=1)
         share = patch_share(batch, logits.shape[-1]) * copied.view(-1, 1, 1)
-        return F.binary_cross_entropy_with_logits(largest, copied), F.binary_cross_entropy_with_logits(logits, share)
+        return F.binary_cross_entropy_with_logits(self.echoed.picture(logits), copied), F.binary_cross_entropy_with_logits(logits, share)
 
 
 def add_echo(version: str | Path, dataset_dir: str, out: str | Path, *, steps: int, batch_size: int, lr: float, workers: int, seed: int) -> Path:
@@ -87,8 +86,8 @@ def add_echo(version: str | Path, dataset_dir: str, out: str | Path, *, steps: i
     pretrain(CopyProbe(stem, records).train(), batches, steps, lr, bf16=False)
     with torch.no_grad():
         batch, _ = next(batches)
-        strength = stem(batch.images_clip).square().mean().sqrt() * STRENGTH  # the direction is zero so far
-        stem.echoed.direction.normal_().mul_(strength)
+        strength = stem(batch.images_clip).square().mean().sqrt() * STRENGTH  # the directions are zero so far
+        stem.echoed.directions.normal_().mul_(strength)
     model.config.cls_temperature, model.config.calibrated_on = 1.0, 0
     return save_pretrained(model, tokenizer, out, dtype=model.config.dtype)
 

@@ -13,7 +13,7 @@ import torch
 from model.checkpoint import load_for_training, load_pretrained, save_pretrained
 from model.config import CLIP_DEBUG
 from tests.tiny import build_tiny_lisa, build_tiny_set
-from utils.train.echo import LARGEST, STRENGTH, main
+from utils.train.echo import STRENGTH, main
 
 STEM = {"width": 8, "depth": 1, "phases": True}
 SIDE = 128
@@ -52,7 +52,7 @@ def write_set(root: Path, count: int) -> Path:
 
 
 def test_copies_are_learned_and_nothing_else_changes(base: Path, tmp_path: Path) -> None:
-    """Pictures with a copy come first by their strongest patches; without the direction the tower sees what it saw before."""
+    """Pictures with a copy come first by their strongest patches; without the directions the tower sees what it saw before."""
     data = write_set(tmp_path / "data", 12)
     argv = ["--dataset_dir", str(data), "--steps", "120", "--batch_size", "6", "--workers", "0"]
     assert main(["--version", str(base), *argv, "--out", str(tmp_path / "more")]) == 0
@@ -65,13 +65,13 @@ def test_copies_are_learned_and_nothing_else_changes(base: Path, tmp_path: Path)
     stem = more.model.vision_tower.embeddings.patch_embedding
     with torch.no_grad():
         rgb = [torch.from_numpy(cv2.imread(str(data / "train" / "tampered" / f"{i}.png"))[..., ::-1].copy()).permute(2, 0, 1) for i in range(12)]
-        strongest = stem.echoed.logits(torch.stack(rgb).float()).flatten(1).topk(LARGEST).values.mean(1)
+        strongest = stem.echoed.picture(stem.echoed.logits(torch.stack(rgb).float()))
         assert strongest[0::2].min() > strongest[1::2].max()
         pixels = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-        direction = stem.echoed.direction.clone()
-        stem.echoed.direction.zero_()
+        directions = stem.echoed.directions.clone()
+        stem.echoed.directions.zero_()
         embedded = stem(pixels).square().mean().sqrt()
-        assert 0.2 < direction.square().mean().sqrt() / (STRENGTH * embedded) < 5
+        assert 0.2 < directions.square().mean().sqrt() / (STRENGTH * embedded) < 5
         assert torch.equal(more.see(pixels), model.see(pixels))
 
 
