@@ -3,7 +3,7 @@
     python -m utils.train.echo --version ck/SIDA-tiny-description --dataset_dir data/SID_384 --steps 400 --out runs/tiny-echo
 
 A small convolution learns alone which patches are copies, from the data set's masks and descriptions; everything else stays. What it finds is added to a
-patch's embedding along a random direction, and to all of the picture's along another, each half as strong as the embedding: what comes after has to learn what
+patch's embedding along a random direction, and to all of the picture's along another, each twice as strong as the embedding: what comes after has to learn what
 they mean.
 """
 
@@ -35,7 +35,7 @@ from utils.train.signals import ignore_signals
 
 COPY = "copy-move"  # what descriptions call it
 OTHERS = 2  # pictures without a copy for one with
-STRENGTH = 0.5  # of each direction, of a patch's embedding
+STRENGTH = 2.0  # of each direction, of a patch's embedding
 
 
 def is_copy(record: Record) -> bool:
