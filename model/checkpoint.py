@@ -184,7 +184,7 @@ def load_pretrained(
     """A finished SIDA checkpoint, in eval mode on `device`; `overrides` are SidaConfig fields such as vision_tower."""
     folder = Path(folder)
     config, tokenizer = read_config(folder, **overrides), SidaTokenizer.from_pretrained(folder)
-    if END_TOKEN in tokenizer.added:
+    if END_TOKEN in tokenizer.added and "stage" not in SidaConfig.get_config_dict(folder)[0]:
         config.stage = "description"
     tower = load_tower(config.vision_tower, folder, dtype)
     config.clip = tower_fields(tower)

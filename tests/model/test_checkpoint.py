@@ -142,6 +142,18 @@ def test_description_adds_end(sida: Path, tmp_path: Path) -> None:
     assert again.config.stage == "description"
 
 
+def test_a_stage_that_the_checkpoint_names_is_its_own(sida: Path, tmp_path: Path) -> None:
+    """SIDA-tiny goes on from a description checkpoint, whose [END] it keeps: it is still asked what it was taught. Where none is named, [END] tells."""
+    save_pretrained(*load_for_training(sida, "description"), tmp_path / "words")
+    save_pretrained(*load_for_training(tmp_path / "words", "sida"), tmp_path / "verdict")
+    assert load_pretrained(tmp_path / "verdict")[0].config.stage == "sida"
+    config = tmp_path / "words" / "config.json"
+    fields = json.loads(config.read_text())
+    assert fields.pop("stage") == "description"
+    config.write_text(json.dumps(fields))
+    assert load_pretrained(tmp_path / "words")[0].config.stage == "description"
+
+
 def test_description_starts_from_sida(lisa: Path) -> None:
     with pytest.raises(ValueError, match=r"has no \[CLS\].*is this a SIDA checkpoint"):
         load_for_training(lisa, "description")
