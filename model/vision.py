@@ -46,6 +46,7 @@ TRACES = len(FILTERS["dct"]) + 2 * len(FILTERS["residual"])
 LOW = sorted(range(1, 64), key=lambda i: (i // BLOCK + i % BLOCK, i))[:15]
 STEPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20)
 PHASES = len(LOW) * len(STEPS)
+LARGEST = 60  # of the logits of copies, whose mean stands for the picture; a copy of the least size, 2 % of 384 x 384 pixels, has 46 places
 
 
 def _dct(levels: Tensor, filters: Tensor) -> Tensor:
@@ -81,9 +82,6 @@ def traces(levels: Tensor, phases: bool = False) -> Tensor:
         magnitudes = (dct.abs_(), mean, F.avg_pool2d(residual.square_(), BLOCK).sqrt_())
         found.append(torch.cat([*(x.log1p_() for x in magnitudes), *earlier], dim=1))
     return torch.cat(found)
-
-
-LARGEST = 60  # places of which all are in a copy of the least size, 2 % of 384 x 384 pixels
 
 
 class ResidualBlock(nn.Module):
