@@ -125,11 +125,20 @@ tiny: runs/tiny-joint/merged
 	$(PY) merge_lora_weights_and_save_hf_model.py --version $< --weight runs/tiny-sida/ckpt_last --save_path ck/SIDA-tiny --precision fp16
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-validation
 deep = --cache_features runs/tiny-features-deep --cls_loss_weight 0.5 --batch_size 32 --epochs 1 --warmup_steps 30
-description: runs/tiny-joint/merged
-	rm -rf runs/tiny-{features-deep,brief-deep,mixed-deep,description,description-validation}
-	$(call learn,$<,$(LARGE)/brief.jsonl,tiny-brief-deep,$(deep) --steps_per_epoch 320 --lr 0.0008,runs/tiny-brief-deep/merged)
+runs/tiny-words-deep/merged: | runs/tiny-joint/merged
+	rm -rf runs/tiny-{features-deep,brief-deep,mixed-deep,words-deep}
+	$(call learn,runs/tiny-joint/merged,$(LARGE)/brief.jsonl,tiny-brief-deep,$(deep) --steps_per_epoch 320 --lr 0.0008,runs/tiny-brief-deep/merged)
 	$(call learn,runs/tiny-brief-deep/merged,$(LARGE)/mixed.jsonl,tiny-mixed-deep,$(deep) --steps_per_epoch 120 --lr 0.0006,runs/tiny-mixed-deep/merged)
-	$(call learn,runs/tiny-mixed-deep/merged,$(LARGE),tiny-description,$(deep) --steps_per_epoch 110 --lr 0.0004,ck/SIDA-tiny-description)
+	$(call learn,runs/tiny-mixed-deep/merged,$(LARGE),tiny-words-deep,$(deep) --steps_per_epoch 110 --lr 0.0004,$@)
+
+# Then the tower is shown where a picture repeats itself, in five minutes, and the same course, in a third of its steps, teaches what that means, in seventeen.
+echo = --cls_loss_weight 0.5 --batch_size 32 --epochs 1 --warmup_steps 20
+description: runs/tiny-words-deep/merged
+	rm -rf runs/tiny-{echo,brief-echo,mixed-echo,description,description-validation}
+	$(PY) -m utils.train.echo --version $< --dataset_dir $(LARGE) --steps 300 --out runs/tiny-echo
+	$(call learn,runs/tiny-echo,$(LARGE)/brief.jsonl,tiny-brief-echo,$(echo) --steps_per_epoch 140 --lr 0.0008,runs/tiny-brief-echo/merged)
+	$(call learn,runs/tiny-brief-echo/merged,$(LARGE)/mixed.jsonl,tiny-mixed-echo,$(echo) --steps_per_epoch 60 --lr 0.0006,runs/tiny-mixed-echo/merged)
+	$(call learn,runs/tiny-mixed-echo/merged,$(LARGE),tiny-description,$(echo) --steps_per_epoch 90 --lr 0.0004,ck/SIDA-tiny-description)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
