@@ -131,7 +131,7 @@ runs/tiny-words-deep/merged: | runs/tiny-joint/merged
 	$(call learn,runs/tiny-brief-deep/merged,$(LARGE)/mixed.jsonl,tiny-mixed-deep,$(deep) --steps_per_epoch 120 --lr 0.0006,runs/tiny-mixed-deep/merged)
 	$(call learn,runs/tiny-mixed-deep/merged,$(LARGE),tiny-words-deep,$(deep) --steps_per_epoch 110 --lr 0.0004,$@)
 
-# Then the tower is shown where a picture repeats itself, in five minutes, and the same course, in a third of its steps, teaches what that means, in seventeen.
+# Then the tower is shown where a picture repeats itself, in five minutes, and the same course, in half as many steps, teaches what that means, in seventeen.
 echo = --cls_loss_weight 0.5 --batch_size 32 --epochs 1 --warmup_steps 20
 description: runs/tiny-words-deep/merged
 	rm -rf runs/tiny-{echo,brief-echo,mixed-echo,description,description-validation}
