@@ -1,6 +1,6 @@
 """A vision tower with a stem is shown where pictures repeat themselves (model/echoes.py), so that a moved copy can be told from a splice.
 
-    python -m utils.train.echo --version ck/SIDA-tiny-description --dataset_dir data/SID_384 --steps 400 --out runs/tiny-echo
+    python -m utils.train.echo --version ck/SIDA-tiny-description --dataset_dir data/SID_384 --steps 300 --out runs/tiny-echo
 
 A small convolution learns alone which patches are copies, from the data set's masks and descriptions; everything else stays. What it finds is added to a
 patch's embedding along a random direction, and to all of the picture's along another, each twice as strong as the embedding: what comes after has to learn what
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", required=True, help="checkpoint to start from")
     parser.add_argument("--dataset_dir", required=True, help="SID_Mini, or another set that describes copies as such; its train split is used")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--workers", type=int, default=1)
