@@ -4,7 +4,8 @@
 
 It inherits weights (Wu et al. 2023, TinyCLIP): of what flows between the teacher's layers it keeps the main directions (as Ashkboos et al. 2024, SliceGPT),
 of each layer the heads and neurons that move most along them. Then it learns to see, patch by patch, what the teacher sees in the same picture. The teacher is
-CLIP ViT-B/16 (Radford et al. 2021), in 8 bits out of the package `PACKAGE`, or any other CLIP in a folder.
+CLIP ViT-B/16 (Radford et al. 2021), in 8 bits out of the package `PACKAGE`, or any other CLIP in a folder
+(OpenAI's weights are under the MIT licence, says that package).
 
 Dimensions: B batch, T tokens (the class token first), D and R widths of teacher and student, K directions.
 """
@@ -15,20 +16,21 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from utils.data.augment import Augmentation, turning
 from utils.data.dataset import decode
 from utils.data.more import fetch, opener
 from utils.data.records import Record
+from utils.data.sampler import BatchStream, Draw
 from utils.data.sid_set import read_split
 from utils.data.transforms import clip_input
 from utils.train.pretrain import pretrain
@@ -82,20 +84,17 @@ def load_teacher(folder: str | None) -> CLIPVisionModel:
 
 
 class Pictures(Dataset[Tensor]):
-    """CLIP's input [3, S, S] of each record's picture, turned by quarters and mirrored at random with `turn`."""
+    """CLIP's input [3, S, S] of each record's picture."""
 
-    def __init__(self, records: Sequence[Record], side: int, turn: bool = True) -> None:
-        self.records, self.side, self.turn = records, side, turn
+    def __init__(self, records: Sequence[Record], side: int, augment: Augmentation | None = None) -> None:
+        self.records, self.side, self.augment = records, side, augment
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, i: int) -> Tensor:
-        rgb = decode(self.records[i])[0]
-        if self.turn:
-            quarters, mirrored = torch.randint(4, ()).item(), torch.randint(2, ()).item()
-            rgb = np.ascontiguousarray(np.rot90(rgb, quarters)[:, :: -1 if mirrored else 1])
-        return clip_input(rgb, self.side)
+    def __getitem__(self, draw: Draw) -> Tensor:
+        rgb = decode(self.records[draw.index])[0]
+        return clip_input(rgb if self.augment is None else self.augment(rgb, None, draw)[0], self.side)
 
 
 def states(tower: CLIPVisionModel, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -240,12 +239,6 @@ class Pupil(nn.Module):
         return F.mse_loss(patches.float(), self.patch(told[:, 1:])), F.mse_loss(whole.float(), self.whole(told[:, 0]))
 
 
-def _batches(pictures: Pictures, batch_size: int, steps: int, workers: int, seed: int) -> Iterator[tuple[Tensor, None]]:
-    drawn = RandomSampler(pictures, replacement=True, num_samples=batch_size * steps, generator=torch.Generator().manual_seed(seed))
-    loader = DataLoader(pictures, batch_size, sampler=drawn, num_workers=workers, worker_init_fn=ignore_signals)
-    return ((pixels, None) for pixels in loader)
-
-
 def small_clip(
     teacher: CLIPVisionModel,
     dataset_dir: str,
@@ -271,13 +264,15 @@ def small_clip(
         raise ValueError(f"--layers is {layers}: expected 1 to the teacher's {teacher.config.num_hidden_layers}")
     teacher.encoder.layers, teacher.config.num_hidden_layers = teacher.encoder.layers[:layers], layers
     records = read_split(dataset_dir, "train")
-    upright = Pictures(records[:: max(1, len(records) // SAMPLE)][:SAMPLE], teacher.config.image_size, turn=False)
-    pixels = torch.stack([upright[i] for i in range(len(upright))])
+    upright = Pictures(records[:: max(1, len(records) // SAMPLE)][:SAMPLE], teacher.config.image_size)
+    pixels = torch.stack([upright[Draw(i, 0)] for i in range(len(upright))])
     student = inherit(teacher.eval(), pixels, width, neurons)
     pupil = Pupil(student, teacher.to(torch.bfloat16 if bf16 else torch.float32), pixels).train()
-    batches = _batches(Pictures(records, teacher.config.image_size, turn), batch_size, steps, workers, seed)
+    pictures = Pictures(records, teacher.config.image_size, turning(seed) if turn else None)
+    stream = BatchStream([record.label for record in records], batch_size, seed=seed, mixing="mixed")
+    loader = DataLoader(pictures, batch_sampler=stream, num_workers=workers, worker_init_fn=ignore_signals)
     Path(out).mkdir(parents=True, exist_ok=True)  # or it fails before the work, not after
-    errors = pretrain(pupil, batches, steps, lr, bf16)
+    errors = pretrain(pupil, ((drawn, None) for drawn in loader), steps, lr, bf16)
     student.save_pretrained(out)
     return errors
 
