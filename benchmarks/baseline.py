@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from model.losses import mask_losses
 from model.sida import SIDAForCausalLM
@@ -34,7 +34,8 @@ from utils.infer.decode import Question, Reading
 @contextmanager
 def attention_written_out(model: SIDAForCausalLM) -> Iterator[None]:
     """The packages' own attention, scores in memory, instead of fused kernels."""
-    configs = [model.config, model.model.vision_tower.config]
+    towers = [module.config for module in model.modules() if isinstance(module, CLIPVisionModel)]
+    configs = [model.config, *towers]
     before = [config._attn_implementation for config in configs]
     fused = [(module, vars(module).pop("forward")) for module in model.model.visual_model.modules() if "forward" in vars(module)]
     for config in configs:
@@ -57,7 +58,7 @@ def answer(model: SIDAForCausalLM, asked: Question, tokens: int) -> Reading:
             out = model(ids, images_clip=asked.images_clip)
             ids = torch.cat([ids, out.logits[:, -1:].argmax(dim=-1)], dim=1)
         start = asked.prompt_ids.shape[1]
-        cls_logits = model.model.cls_head[0](out.hidden[:, start - 1])
+        cls_logits = model.class_logits(out.hidden[:, start - 1], model.see(asked.images_clip))
         embedding = model.model.visual_model.encode(asked.images_sam)  # whatever the class
         masks = None
         if int(cls_logits.argmax()) == Label.TAMPERED:
@@ -72,9 +73,10 @@ def forward(model: SIDAForCausalLM, batch: Batch) -> tuple[Tensor, Tensor, list[
     """Total loss, class logits [B, 3] and mask logits B x [n, h, w] of a training or validation batch."""
     net = model.model
     embeddings = torch.cat([net.visual_model.encode(image[None]) for image in batch.images_sam])
-    hidden = net(inputs_embeds=model.embed(batch.input_ids, batch.images_clip), attention_mask=batch.attention_mask).last_hidden_state
+    features = model.see(batch.images_clip)
+    hidden = net(inputs_embeds=model.embed(batch.input_ids, features), attention_mask=batch.attention_mask).last_hidden_state
     logits = model.lm_head(hidden)
-    cls_logits = model.classify(hidden, batch.input_ids)
+    cls_logits = model.classify(hidden, batch.input_ids, features)
     masks = []
     for i, states in enumerate(model.seg_states(hidden, batch.input_ids)):
         size = batch.resized_hw[i]

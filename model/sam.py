@@ -128,8 +128,14 @@ def build_sam(
     window_size: int = 14,
     out_dim: int = 256,
     stem: dict[str, int] | None = None,
+    decoder_neurons: int = 2048,
+    multimask: bool = True,
 ) -> Sam:
-    """SAM with a ViT of the given size and random weights; `image_size` in pixels, a multiple of 16; `stem`: `width` and `depth` of a TraceStem."""
+    """SAM with a ViT of the given size and random weights; `image_size` in pixels, a multiple of 16; `stem`: `width` and `depth` of a TraceStem.
+
+    `decoder_neurons` are those of each MLP between the mask decoder's attentions. Without `multimask` it lacks what is never asked for: the masks for a click
+    that might mean several things, and all but a linear guess at how good a mask is.
+    """
     parts = _import_modeling()
     encoder = parts.ImageEncoderViT(
         img_size=image_size,
@@ -148,8 +154,9 @@ def build_sam(
         encoder.patch_embed.proj = TraceStem(**stem, out=embed_dim, mean=SAM_MEAN, std=SAM_STD)
     grid = (image_size // 16, image_size // 16)
     prompt = parts.PromptEncoder(embed_dim=out_dim, image_embedding_size=grid, input_image_size=(image_size, image_size), mask_in_chans=16)
-    transformer = parts.TwoWayTransformer(depth=2, embedding_dim=out_dim, mlp_dim=2048, num_heads=8)
-    decoder = parts.MaskDecoder(num_multimask_outputs=3, transformer=transformer, transformer_dim=out_dim, iou_head_depth=3, iou_head_hidden_dim=256)
+    transformer = parts.TwoWayTransformer(depth=2, embedding_dim=out_dim, mlp_dim=decoder_neurons, num_heads=8)
+    more, depth = (3, 3) if multimask else (0, 1)
+    decoder = parts.MaskDecoder(num_multimask_outputs=more, transformer=transformer, transformer_dim=out_dim, iou_head_depth=depth, iou_head_hidden_dim=256)
     for module in (*encoder.modules(), *decoder.modules()):
         if isinstance(module, parts.image_encoder.Attention):
             module.forward = MethodType(attend_to_image, module)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, LlamaModel
+from transformers import CLIPVisionConfig, LlamaForCausalLM, LlamaModel
 from transformers.cache_utils import Cache
 
 from model.config import SidaConfig
+from model.content import ContentExpert
 from model.heads import class_head, fuse, seg_projection
 from model.losses import LossWeights, language_loss, mask_losses
 from model.sam import build_sam
@@ -32,6 +33,7 @@ class SidaModel(LlamaModel):
         super().__init__(config)
         hidden, width = config.hidden_size, config.out_dim
         self.vision_tower = VisionTower(config.clip_config())
+        self.content = ContentExpert(CLIPVisionConfig(**config.content)) if config.content else None
         self.mm_projector = nn.Linear(config.mm_hidden_size, hidden)
         self.visual_model = build_sam(**config.sam, image_size=config.image_size, out_dim=width)
         self.text_hidden_fcs = seg_projection(hidden, width)
@@ -54,14 +56,20 @@ class SIDAForCausalLM(LlamaForCausalLM):
 
     def encode_images(self, images_clip: Tensor) -> Tensor:
         """[B, 3, 224, 224] CLIP-normalised pixels, or what `see` made of them -> [B, P, H] projected patches."""
-        features = images_clip if images_clip.ndim == 3 else self.see(images_clip)
+        features = self.see(images_clip)[:, : self.config.image_patches]
         return self.model.mm_projector(features.to(self.model.mm_projector.weight.dtype))
 
     def see(self, images_clip: Tensor) -> Tensor:
-        """[B, 3, 224, 224] CLIP-normalised pixels -> [B, P, D]: the tower's patches of the selected layer, the class token first if selected."""
+        """[B, 3, 224, 224] CLIP-normalised pixels -> features [B, P, D]: the tower's patches of the selected layer, the class token first if selected.
+
+        Behind them comes what the content expert sees, if there is one. What is features already stays.
+        """
+        if images_clip.ndim == 3:
+            return images_clip
         states = self.model.vision_tower(images_clip, output_hidden_states=True).hidden_states
         features = states[self.config.mm_vision_select_layer]
-        return features[:, 1:] if self.config.mm_vision_select_feature == "patch" else features
+        features = features[:, 1:] if self.config.mm_vision_select_feature == "patch" else features
+        return features if self.model.content is None else torch.cat([features, self.model.content.see(images_clip)], dim=1)
 
     def embed(self, input_ids: Tensor, images_clip: Tensor | None = None) -> Tensor:
         """[B, T] ids -> [B, T, H]; the placeholders become the images' patches, in order."""
@@ -77,14 +85,19 @@ class SIDAForCausalLM(LlamaForCausalLM):
             )
         return embeds.masked_scatter(placeholders[..., None], features)
 
-    def classify(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
-        """[B, T, H] -> [B, 3]: read at the state that predicts the row's last [CLS], the answer's."""
+    def class_logits(self, states: Tensor, features: Tensor) -> Tensor:
+        """[B, H] states that predict [CLS], [B, P, D] what `see` made of the same pictures -> [B, 3]."""
+        logits = self.model.cls_head[0](states)
+        return logits if self.model.content is None else logits + self.model.content(features[:, self.config.image_patches :])
+
+    def classify(self, hidden: Tensor, input_ids: Tensor, features: Tensor) -> Tensor:
+        """[B, T, H] -> [B, 3]: read at the state that predicts the row's last [CLS], the answer's; `features` as `class_logits`."""
         before = positions_before(input_ids, self.cls_id)
         if not before.any(dim=1).all():
             missing = (~before.any(dim=1)).nonzero().flatten().tolist()
             raise ValueError(f"rows {missing} of the batch have no [CLS] to classify at: was the answer cut off? Raise --model_max_length.")
         last = before.long().cumsum(dim=1).argmax(dim=1)
-        return self.model.cls_head[0](hidden[torch.arange(len(hidden), device=hidden.device), last])
+        return self.class_logits(hidden[torch.arange(len(hidden), device=hidden.device), last], features)
 
     def seg_states(self, hidden: Tensor, input_ids: Tensor) -> list[Tensor]:
         """[B, T, H] -> B x [n, H]: the states that predict each row's [SEG] tokens."""
@@ -127,13 +140,14 @@ class SIDAForCausalLM(LlamaForCausalLM):
         **kwargs: Any,
     ) -> SidaOutput:
         """Language model alone, or (with `images_sam`) classes, masks at `resized_hw`, and losses when `cls_labels` is given."""
-        embeds = self.embed(input_ids, images_clip) if inputs_embeds is None else inputs_embeds
+        features = images_clip if images_sam is None else self.see(images_clip)
+        embeds = self.embed(input_ids, features) if inputs_embeds is None else inputs_embeds
         out = self.model(inputs_embeds=embeds, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
         hidden = out.last_hidden_state
         if images_sam is None:
             logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
             return SidaOutput(logits=logits, past_key_values=out.past_key_values, hidden=hidden)
-        cls_logits = self.classify(hidden, input_ids)
+        cls_logits = self.classify(hidden, input_ids, features)
         mask_logits = self.segment(self.seg_states(hidden, input_ids), cls_logits, images_sam, resized_hw, resized_hw)
         losses = None
         if cls_labels is not None:

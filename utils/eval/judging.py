@@ -124,8 +124,9 @@ def look(model: SIDAForCausalLM, batch: Batch, ids: Tensor, views: int, wanted: 
     count, turns = len(batch), range(views)
     clip = torch.cat([turned(batch.images_clip, batch.images_clip.shape[-2:], k) for k in turns])
     rows = ids.expand(len(clip), -1)
-    hidden = model.model(inputs_embeds=model.embed(rows, clip), attention_mask=torch.ones_like(rows, dtype=torch.bool)).last_hidden_state
-    each = model.classify(hidden, rows)
+    features = model.see(clip)
+    hidden = model.model(inputs_embeds=model.embed(rows, features), attention_mask=torch.ones_like(rows, dtype=torch.bool)).last_hidden_state
+    each = model.classify(hidden, rows, features)
     cls_logits, masks = average(each, views), {}
     if chosen := list(wanted(cls_logits)):
         looks = [(k, i) for k in turns for i in chosen]

@@ -178,9 +178,9 @@ def _begin(model: SIDAForCausalLM, questions: Sequence[Question]) -> tuple[_Rows
     """Read the prompts, one look each: the rows, their states [B, T, H] and class logits [B, 3]."""
     rows = _Rows(model, len(questions), questions[0].prompt_ids.device)
     clip = torch.cat([q.images_clip for q in questions])
-    features = clip if clip.ndim == 3 else _in_parts(model.see, clip)
+    features = _in_parts(model.see, clip)
     prompt = rows.extend([q.prompt_ids[0].tolist() for q in questions], features)
-    return rows, prompt, model.model.cls_head[0](prompt[:, -1])
+    return rows, prompt, model.class_logits(prompt[:, -1], features)
 
 
 def _go_on(
@@ -254,7 +254,7 @@ def _read_reference(model: SIDAForCausalLM, question: Question, prompt: Tensor, 
     before = positions_before(ids, model.cls_id)[0, :-1]
     if not before.any():
         return Reading(torch.full((3,), float("nan")), answer_ids=answer)
-    cls_logits = model.model.cls_head[0](states[before])
+    cls_logits = model.class_logits(states[before], model.see(question.images_clip))
     if int(cls_logits[-1].argmax()) != Label.TAMPERED:
         return Reading(cls_logits[-1], answer_ids=answer)
     seg = states[positions_before(ids, model.seg_id)[0, :-1]]

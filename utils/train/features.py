@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from model.content import STATES
 from model.sida import SIDAForCausalLM
 from model.types import Label
 from utils.data.collate import collate
@@ -55,9 +56,9 @@ def open_cache(cfg: TrainConfig, model: SIDAForCausalLM, processor: SidaProcesso
 
 
 def identity(model: SIDAForCausalLM, dtype: torch.dtype) -> dict[str, object]:
-    """What features depend on besides the picture: both encoders' weights, the sizes they see, what is kept of them, the precision."""
-    config = model.config
-    return {
+    """What features depend on besides the picture: the encoders' weights, the sizes they see, what is kept of them, the precision."""
+    config, content = model.config, model.model.content
+    found: dict[str, object] = {
         "vision_tower": fingerprint(model.model.vision_tower),
         "image_encoder": fingerprint(model.model.visual_model.image_encoder),
         "clip_size": config.clip["image_size"],
@@ -67,6 +68,9 @@ def identity(model: SIDAForCausalLM, dtype: torch.dtype) -> dict[str, object]:
         "precision": str(dtype),
         "preprocessing": 1,  # raised when utils/data/transforms.py, or a stem's traces or echoes, change what their weights get
     }
+    if content is not None:
+        found["content"] = fingerprint(content.tower)
+    return found
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -82,7 +86,8 @@ def bytes_of(model: SIDAForCausalLM, record: Record) -> int:
     """How much one picture's features take."""
     config = model.config
     sam = config.out_dim * (config.image_size // 16) ** 2 if record.label is Label.TAMPERED else 0
-    return HALF * (config.image_patches * config.clip["hidden_size"] + sam)
+    rows = config.image_patches + (0 if config.content is None else STATES)
+    return HALF * (rows * config.clip["hidden_size"] + sam)
 
 
 def _has(cache: FeatureCache, record: Record) -> bool:

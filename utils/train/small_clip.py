@@ -16,21 +16,21 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from utils.data.augment import Augmentation, turning
 from utils.data.dataset import decode
 from utils.data.more import fetch, opener
 from utils.data.records import Record
-from utils.data.sampler import BatchStream, Draw
+from utils.data.sampler import BatchStream
 from utils.data.sid_set import read_split
 from utils.data.transforms import clip_input
 from utils.train.pretrain import pretrain
@@ -86,15 +86,14 @@ def load_teacher(folder: str | None) -> CLIPVisionModel:
 class Pictures(Dataset[Tensor]):
     """CLIP's input [3, S, S] of each record's picture."""
 
-    def __init__(self, records: Sequence[Record], side: int, augment: Augmentation | None = None) -> None:
-        self.records, self.side, self.augment = records, side, augment
+    def __init__(self, records: Sequence[Record], side: int) -> None:
+        self.records, self.side = records, side
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, draw: Draw) -> Tensor:
-        rgb = decode(self.records[draw.index])[0]
-        return clip_input(rgb if self.augment is None else self.augment(rgb, None, draw)[0], self.side)
+    def __getitem__(self, index: int) -> Tensor:
+        return clip_input(decode(self.records[index])[0], self.side)
 
 
 def states(tower: CLIPVisionModel, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -222,21 +221,46 @@ class Directions:
         return (states.float() - self.mean) @ self.scaled
 
 
+class Lessons(NamedTuple):
+    """Pictures, and what the teacher sees in them, along its directions."""
+
+    pixels: Tensor  # [N, 3, S, S]
+    patches: Tensor  # [N, g, g, K]
+    whole: Tensor  # [N, K], at the class token
+
+    def batches(self, size: int, seed: int) -> Iterator[tuple[Lessons, None]]:
+        """Endless, of `size` each; every other pass shows a picture mirrored."""
+        for draws in BatchStream([0] * len(self.pixels), size, seed=seed):
+            rows = torch.tensor([draw.index for draw in draws])
+            mirrored = torch.tensor([(draw.index + draw.turn) % 2 == 1 for draw in draws]).view(-1, 1, 1, 1)
+            pixels, patches = self.pixels[rows].float(), self.patches[rows].float()
+            yield Lessons(pixels.where(~mirrored, pixels.flip(3)), patches.where(~mirrored, patches.flip(2)), self.whole[rows].float()), None
+
+
+@torch.no_grad()
+def teach(teacher: CLIPVisionModel, pictures: Pictures, patch: Directions, whole: Directions, workers: int) -> Lessons:
+    """Look at each picture once, with the teacher's eyes, and keep that as float16: a picture costs it as much as a step costs the student."""
+    grid, found = math.isqrt(teacher.embeddings.num_patches), []
+    for pixels in tqdm(DataLoader(pictures, FEW, num_workers=workers, worker_init_fn=ignore_signals), desc="teacher", disable=not sys.stderr.isatty()):
+        told = last_states(teacher, pixels)
+        found.append([part.half() for part in (pixels, patch(told[:, 1:]).unflatten(1, (grid, grid)), whole(told[:, 0]))])
+    return Lessons(*map(torch.cat, zip(*found, strict=True)))
+
+
 class Pupil(nn.Module):
-    """The small CLIP with a linear head for what the teacher sees in patches, another for its class token; `pixels` as `inherit`."""
+    """The small CLIP with a linear head for what the teacher sees in patches, `counts[0]` directions, another for its class token's `counts[1]`."""
 
-    def __init__(self, student: CLIPVisionModel, teacher: CLIPVisionModel, pixels: Tensor) -> None:
+    def __init__(self, student: CLIPVisionModel, counts: tuple[int, int]) -> None:
         super().__init__()
-        self.student, self.told = student, partial(last_states, teacher)  # the teacher's weights are none of its own
-        told, width = self.told(pixels), student.config.hidden_size
-        self.patch, self.whole = Directions(told[:, 1::APART].flatten(0, 1)), Directions(told[:, 0])
-        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(to))) for to in (self.patch, self.whole))
+        width = student.config.hidden_size
+        self.student = student
+        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, count)) for count in counts)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, S, S] -> mean squared errors at patches and at the class token: 1 for one that knows nothing."""
-        told, seen = self.told(pixels), states(self.student, pixels)[-1]
+    def forward(self, batch: Lessons) -> tuple[Tensor, Tensor]:
+        """Mean squared errors at patches and at the class token: 1 for one that knows nothing."""
+        seen = states(self.student, batch.pixels)[-1]
         patches, whole = self.heads[0](seen[:, 1:]), self.heads[1](seen[:, 0])
-        return F.mse_loss(patches.float(), self.patch(told[:, 1:])), F.mse_loss(whole.float(), self.whole(told[:, 0]))
+        return F.mse_loss(patches.float(), batch.patches.flatten(1, 2)), F.mse_loss(whole.float(), batch.whole)
 
 
 def small_clip(
@@ -247,34 +271,39 @@ def small_clip(
     layers: int,
     width: int,
     neurons: int,
+    pictures: int,
     steps: int,
     batch_size: int,
     lr: float,
     bf16: bool,
-    turn: bool,
     workers: int,
     seed: int,
 ) -> list[float]:
     """Write a small CLIP of the teacher's first `layers` to `out`; returns the sum of both errors of each step.
 
-    `turn`: it sees pictures turned and mirrored, and learns what the teacher sees in them so. ValueError for more layers than the teacher has, or as `inherit`.
+    ValueError for more layers than the teacher has, or as `inherit`.
     """
     torch.manual_seed(seed)
     if not 0 < layers <= teacher.config.num_hidden_layers:
         raise ValueError(f"--layers is {layers}: expected 1 to the teacher's {teacher.config.num_hidden_layers}")
     teacher.encoder.layers, teacher.config.num_hidden_layers = teacher.encoder.layers[:layers], layers
-    records = read_split(dataset_dir, "train")
-    upright = Pictures(records[:: max(1, len(records) // SAMPLE)][:SAMPLE], teacher.config.image_size)
-    pixels = torch.stack([upright[Draw(i, 0)] for i in range(len(upright))])
+    records, side = read_split(dataset_dir, "train"), teacher.config.image_size
+    sample = Pictures(some(records, SAMPLE), side)
+    pixels = torch.stack([sample[i] for i in range(len(sample))])
     student = inherit(teacher.eval(), pixels, width, neurons)
-    pupil = Pupil(student, teacher.to(torch.bfloat16 if bf16 else torch.float32), pixels).train()
-    pictures = Pictures(records, teacher.config.image_size, turning(seed) if turn else None)
-    stream = BatchStream([record.label for record in records], batch_size, seed=seed, mixing="mixed")
-    loader = DataLoader(pictures, batch_sampler=stream, num_workers=workers, worker_init_fn=ignore_signals)
     Path(out).mkdir(parents=True, exist_ok=True)  # or it fails before the work, not after
-    errors = pretrain(pupil, ((drawn, None) for drawn in loader), steps, lr, bf16)
+    teacher = teacher.to(torch.bfloat16 if bf16 else torch.float32)
+    told = last_states(teacher, pixels)
+    patch, whole = Directions(told[:, 1::APART].flatten(0, 1)), Directions(told[:, 0])
+    lessons = teach(teacher, Pictures(some(records, pictures), side), patch, whole, workers)
+    errors = pretrain(Pupil(student, (len(patch), len(whole))).train(), lessons.batches(batch_size, seed), steps, lr, bf16)
     student.save_pretrained(out)
     return errors
+
+
+def some(records: Sequence[Record], count: int) -> Sequence[Record]:
+    """At most `count` of them, at equal distances."""
+    return [records[i * len(records) // count] for i in range(count)] if count < len(records) else records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -286,11 +315,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=5, help="of the teacher's, from the first")
     parser.add_argument("--width", type=int, default=192, help="of what flows between layers; whole heads of the teacher's")
     parser.add_argument("--neurons", type=int, default=576, help="of each layer")
+    parser.add_argument("--pictures", type=int, default=12000, help="that the teacher looks at, once each; 340 kB of memory for each")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--turn", action="store_true", help="turn pictures by quarters and mirror them at random")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = vars(parser.parse_args(argv))

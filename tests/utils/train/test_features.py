@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_SIDA
-from model.sida import SIDAForCausalLM
+from model.vision import VisionTower
 from tests.scripts.launch import together
 from utils.data.features import FeatureCache, Features, content_key
 from utils.train.config import TrainConfig
@@ -34,7 +34,7 @@ def test_training_is_the_same_and_the_encoders_rest(place: Path, monkeypatch: py
     assert train_SIDA.main(flags(place, "plain")) == 0
     assert train_SIDA.main(flags(place, "first", "--cache_features", place / "cache")) == 0
     assert "24 are to come: 0.0" in caplog.text  # 4 of each class in two splits
-    monkeypatch.setattr(SIDAForCausalLM, "see", lambda *_: pytest.fail("the vision tower ran again"))
+    monkeypatch.setattr(VisionTower, "forward", lambda *_, **__: pytest.fail("the vision tower ran again"))
     assert train_SIDA.main(flags(place, "second", "--cache_features", place / "cache")) == 0
     assert losses(place, "second") == losses(place, "first") == pytest.approx(losses(place, "plain"), rel=2e-3)
     figures = [json.loads((place / "runs" / name / "validation.jsonl").read_text().splitlines()[-1]) for name in ("plain", "second")]

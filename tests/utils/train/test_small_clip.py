@@ -11,11 +11,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from tests.tiny import build_tiny_set
-from utils.data.augment import turning
-from utils.data.sampler import Draw
-from utils.data.sid_set import read_split
 from utils.train import small_clip
-from utils.train.small_clip import Flow, Pictures, inherit, main, main_directions, read_quantised, states
+from utils.train.small_clip import Flow, Lessons, inherit, main, main_directions, read_quantised, some, states
 
 WIDTH, NEURONS, SIDE = 32, 64, 32
 
@@ -82,7 +79,10 @@ def test_the_command_writes_a_clip_that_has_learned(tmp_path: Path) -> None:
     pretrain = small_clip.pretrain
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(small_clip, "pretrain", lambda *args: errors.extend(pretrain(*args)) or errors)
-        assert main([*argv, "--steps", "200", "--batch_size", "9", "--workers", "0", "--precision", "fp32", "--turn", "--out", str(tmp_path / "small")]) == 0
+        assert (
+            main([*argv, "--steps", "200", "--batch_size", "9", "--workers", "0", "--precision", "fp32", "--pictures", "8", "--out", str(tmp_path / "small")])
+            == 0
+        )
     assert np.mean(errors[-10:]) < 0.6 * np.mean(errors[:10])
     small = CLIPVisionModel.from_pretrained(tmp_path / "small")
     config = small.config
@@ -90,13 +90,20 @@ def test_the_command_writes_a_clip_that_has_learned(tmp_path: Path) -> None:
     assert states(small, noise(1))[-1].isfinite().all()
 
 
-def test_pictures_are_turned_and_mirrored(tmp_path: Path) -> None:
-    """All eight ways in turn."""
-    records = read_split(build_tiny_set(tmp_path / "data"), "train")[:1]
-    upright = Pictures(records, SIDE)[Draw(0, 0)]
-    ways = [torch.rot90(image, k, (1, 2)) for image in (upright, upright.flip(2)) for k in range(4)]
-    drawn = [Pictures(records, SIDE, turning(0))[Draw(0, turn)] for turn in range(80)]
-    assert {min(range(8), key=lambda way: (ways[way] - picture).abs().max().item()) for picture in drawn} == set(range(8))
+def test_lessons_show_both_sides(tmp_path: Path) -> None:
+    """Every other pass mirrors a picture, and what was seen in each of its patches along with it; the whole stays."""
+    lessons = Lessons(noise(3).half(), torch.arange(3 * 4 * 4 * 2).view(3, 4, 4, 2).half(), torch.randn(3, 2).half())
+    batches = lessons.batches(3, seed=0)
+    rows = torch.stack([torch.cat([pixels.flatten(1), patches.flatten(1), whole], dim=1) for (pixels, patches, whole), _ in (next(batches) for _ in range(2))])
+    straight = torch.cat([part.flatten(1) for part in lessons], dim=1).float()
+    mirrored = torch.cat([lessons.pixels.flip(3).flatten(1), lessons.patches.flip(2).flatten(1), lessons.whole], dim=1).float()
+    known = [tuple(row.tolist()) for row in (*straight, *mirrored)]
+    assert sorted(known.index(tuple(row.tolist())) for row in rows.flatten(0, 1)) == list(range(6))
+
+
+@pytest.mark.parametrize(("count", "picked"), [(2, [0, 5]), (3, [0, 3, 6]), (10, list(range(10))), (99, list(range(10)))])
+def test_some_are_picked_evenly(count: int, picked: list[int]) -> None:
+    assert list(some(range(10), count)) == picked
 
 
 def quantised(clip: CLIPVisionModel) -> bytes:

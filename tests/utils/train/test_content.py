@@ -1,0 +1,85 @@
+"""An expert is fitted on one split, weighed on another, and what it says is part of the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from model.checkpoint import load_for_training, load_pretrained, save_pretrained
+from model.types import Label
+from tests.tiny import build_tiny_lisa, build_tiny_set
+from utils.data.sid_set import read_split
+from utils.infer.pipeline import SidaPipeline
+from utils.train.content import fit_head, fit_weight, main, verdicts
+
+SIZES = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+
+
+def drawn(count: int, sharpness: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are as sure as they are right, and labels drawn by them."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(count, 3)) * sharpness
+    return logits, np.array([rng.choice(3, p=np.exp(row)) for row in log_softmax(logits, axis=1)])
+
+
+def test_an_expert_that_exaggerates_is_weighed_down() -> None:
+    """Two experts, each sees half of what decides: the right weight undoes that one shouts."""
+    (ours, _), (told, _) = drawn(20000, 1.0, 0), drawn(20000, 1.0, 1)
+    labels = np.array([np.random.default_rng(i).choice(3, p=np.exp(row)) for i, row in enumerate(log_softmax(ours + told, axis=1))])
+    assert fit_weight(ours, 4 * told, labels) == pytest.approx(0.25, abs=0.02)
+    assert fit_weight(3 * ours, told, labels) == pytest.approx(3, abs=0.25)
+
+
+def test_an_expert_that_knows_nothing_is_not_heard() -> None:
+    ours, labels = drawn(20000, 2.0, 0)
+    noise, _ = drawn(20000, 1.0, 1)
+    assert fit_weight(ours, noise, labels) < 0.05
+
+
+def test_the_head_tells_what_can_be_told() -> None:
+    """From features of any scale."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(6000) % 3
+    seen = rng.normal(size=(6000, 8)) * 1000
+    seen[:, 0] += 5000 * labels
+    weight, bias = fit_head(seen, labels)
+    assert ((seen @ weight.T + bias).argmax(axis=1) == labels).mean() > 0.8
+    with pytest.raises(ValueError, match="no pictures of .'tampered'. in the train split"):
+        fit_head(seen, labels % 2)
+
+
+def test_the_command_adds_one_and_changes_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Verdicts of the new checkpoint are the old one's plus the expert's; a second expert takes the first one's place."""
+    torch.manual_seed(0)
+    CLIPVisionModel(CLIPVisionConfig(**SIZES, initializer_factor=5.0)).save_pretrained(tmp_path / "clip")
+    base = save_pretrained(*load_for_training(build_tiny_lisa(tmp_path / "lisa"), "sida"), tmp_path / "base")
+    data = build_tiny_set(tmp_path / "data", 6)
+    argv = ["--clip", str(tmp_path / "clip"), "--dataset_dir", str(data), "--workers", "0"]
+    assert main(["--version", str(base), *argv, "--out", str(tmp_path / "more")]) == 0
+    (was, _), (now, tokenizer) = load_pretrained(base), load_pretrained(tmp_path / "more")
+    assert all(torch.equal(now.state_dict()[name], weight) for name, weight in was.state_dict().items())
+    assert now.config.content["num_hidden_layers"] == 1
+    assert now.model.content.head.weight.abs().max() > 0
+    records = read_split(data, "validation")
+    both = verdicts(SidaPipeline(now, tokenizer, "cpu", torch.float32), records)
+    now.model.content = None
+    alone = verdicts(SidaPipeline(now, tokenizer, "cpu", torch.float32), records)
+    assert np.abs((both - both.mean(axis=1, keepdims=True)) - (alone - alone.mean(axis=1, keepdims=True))).max() > 1e-3
+    assert main(["--version", str(tmp_path / "more"), *argv, "--out", str(tmp_path / "again")]) == 0
+    again, _ = load_pretrained(tmp_path / "again")
+    torch.testing.assert_close(again.model.content.head.weight, load_pretrained(tmp_path / "more")[0].model.content.head.weight)
+    assert {int(record.label) for record in records} == {int(label) for label in Label}
+
+
+def test_another_width_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    CLIPVisionModel(CLIPVisionConfig(**SIZES | {"hidden_size": 48, "num_attention_heads": 3})).save_pretrained(tmp_path / "clip")
+    base = save_pretrained(*load_for_training(build_tiny_lisa(tmp_path / "lisa"), "sida"), tmp_path / "base")
+    with pytest.raises(SystemExit) as failure:
+        main(["--version", str(base), "--clip", str(tmp_path / "clip"), "--dataset_dir", str(tmp_path), "--out", str(tmp_path / "more")])
+    assert failure.value.code == 1
+    assert "content has a hidden_size of 48: expected the vision tower's, 64" in capsys.readouterr().err
