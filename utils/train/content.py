@@ -11,6 +11,7 @@ Dimensions: N pictures, F features of one.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -103,7 +104,8 @@ def attach(version: str | Path, clip: str | Path, dataset_dir: str, out: str | P
     for name, tensor in larger.state_dict().items():
         if not name.startswith("model.content."):
             tensor.copy_(weights[name])
-    return save_pretrained(larger, tokenizer, out, dtype=model.config.dtype)
+    trained = Path(version) / "args.json"
+    return save_pretrained(larger, tokenizer, out, dtype=model.config.dtype, args=json.loads(trained.read_text()) if trained.is_file() else None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

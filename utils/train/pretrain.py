@@ -132,7 +132,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> floa
 
 
 def pretrain(probes: nn.Module, batches: Iterator[tuple[Batch, Any]], steps: int, lr: float, bf16: bool) -> list[float]:
-    """Train in place for `steps` batches; returns the sum of both losses of each step."""
+    """Train in place for `steps` batches; returns the sum of the losses of each step."""
     optimizer = torch.optim.AdamW(probes.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     losses: list[float] = []
     bar = tqdm(total=steps, desc="pretrain", unit="step", disable=not sys.stderr.isatty())
@@ -140,14 +140,14 @@ def pretrain(probes: nn.Module, batches: Iterator[tuple[Batch, Any]], steps: int
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            one, other = probes(batch)
-        (one + other).backward()
+            each = probes(batch)
+        sum(each).backward()
         nn.utils.clip_grad_norm_(probes.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(one.item() + other.item())
+        losses.append(sum(loss.item() for loss in each))
         bar.update()
-        bar.set_postfix(losses=f"{one.item():.3f} {other.item():.3f}")
+        bar.set_postfix(losses=" ".join(f"{loss.item():.3f}" for loss in each))
         if (step + 1) % 100 == 0:
             log.info("step %d of %d: mean loss of the last 100 %.3f", step + 1, steps, sum(losses[-100:]) / 100)
     return losses

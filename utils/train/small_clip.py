@@ -226,7 +226,6 @@ class Lessons(NamedTuple):
 
     pixels: Tensor  # [N, 3, S, S]
     patches: Tensor  # [N, g, g, K]
-    whole: Tensor  # [N, K], at the class token
 
     def batches(self, size: int, seed: int) -> Iterator[tuple[Lessons, None]]:
         """Endless, of `size` each; every other pass shows a picture mirrored."""
@@ -234,33 +233,33 @@ class Lessons(NamedTuple):
             rows = torch.tensor([draw.index for draw in draws])
             mirrored = torch.tensor([(draw.index + draw.turn) % 2 == 1 for draw in draws]).view(-1, 1, 1, 1)
             pixels, patches = self.pixels[rows].float(), self.patches[rows].float()
-            yield Lessons(pixels.where(~mirrored, pixels.flip(3)), patches.where(~mirrored, patches.flip(2)), self.whole[rows].float()), None
+            yield Lessons(pixels.where(~mirrored, pixels.flip(3)), patches.where(~mirrored, patches.flip(2))), None
 
 
 @torch.no_grad()
-def teach(teacher: CLIPVisionModel, pictures: Pictures, patch: Directions, whole: Directions, workers: int) -> Lessons:
+def teach(teacher: CLIPVisionModel, pictures: Pictures, directions: Directions, workers: int) -> Lessons:
     """Look at each picture once, with the teacher's eyes, and keep that as float16: a picture costs it as much as a step costs the student."""
     grid, found = math.isqrt(teacher.embeddings.num_patches), []
     for pixels in tqdm(DataLoader(pictures, FEW, num_workers=workers, worker_init_fn=ignore_signals), desc="teacher", disable=not sys.stderr.isatty()):
-        told = last_states(teacher, pixels)
-        found.append([part.half() for part in (pixels, patch(told[:, 1:]).unflatten(1, (grid, grid)), whole(told[:, 0]))])
+        patches = directions(last_states(teacher, pixels)[:, 1:])
+        found.append((pixels.half(), patches.half().unflatten(1, (grid, grid))))
     return Lessons(*map(torch.cat, zip(*found, strict=True)))
 
 
 class Pupil(nn.Module):
-    """The small CLIP with a linear head for what the teacher sees in patches, `counts[0]` directions, another for its class token's `counts[1]`."""
+    """The small CLIP with a linear head for what the teacher sees in each patch, along `count` directions.
 
-    def __init__(self, student: CLIPVisionModel, counts: tuple[int, int]) -> None:
+    What it sees in the picture as a whole is no lesson: of few pictures that is learned by heart.
+    """
+
+    def __init__(self, student: CLIPVisionModel, count: int) -> None:
         super().__init__()
         width = student.config.hidden_size
-        self.student = student
-        self.heads = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, count)) for count in counts)
+        self.student, self.head = student, nn.Sequential(nn.LayerNorm(width), nn.Linear(width, count))
 
-    def forward(self, batch: Lessons) -> tuple[Tensor, Tensor]:
-        """Mean squared errors at patches and at the class token: 1 for one that knows nothing."""
-        seen = states(self.student, batch.pixels)[-1]
-        patches, whole = self.heads[0](seen[:, 1:]), self.heads[1](seen[:, 0])
-        return F.mse_loss(patches.float(), batch.patches.flatten(1, 2)), F.mse_loss(whole.float(), batch.whole)
+    def forward(self, batch: Lessons) -> tuple[Tensor]:
+        """Mean squared error: 1 for one that knows nothing."""
+        return (F.mse_loss(self.head(states(self.student, batch.pixels)[-1][:, 1:]).float(), batch.patches.flatten(1, 2)),)
 
 
 def small_clip(
@@ -279,7 +278,7 @@ def small_clip(
     workers: int,
     seed: int,
 ) -> list[float]:
-    """Write a small CLIP of the teacher's first `layers` to `out`; returns the sum of both errors of each step.
+    """Write a small CLIP of the teacher's first `layers` to `out`; returns the error of each step.
 
     ValueError for more layers than the teacher has, or as `inherit`.
     """
@@ -293,10 +292,9 @@ def small_clip(
     student = inherit(teacher.eval(), pixels, width, neurons)
     Path(out).mkdir(parents=True, exist_ok=True)  # or it fails before the work, not after
     teacher = teacher.to(torch.bfloat16 if bf16 else torch.float32)
-    told = last_states(teacher, pixels)
-    patch, whole = Directions(told[:, 1::APART].flatten(0, 1)), Directions(told[:, 0])
-    lessons = teach(teacher, Pictures(some(records, pictures), side), patch, whole, workers)
-    errors = pretrain(Pupil(student, (len(patch), len(whole))).train(), lessons.batches(batch_size, seed), steps, lr, bf16)
+    directions = Directions(last_states(teacher, pixels)[:, 1::APART].flatten(0, 1))
+    lessons = teach(teacher, Pictures(some(records, pictures), side), directions, workers)
+    errors = pretrain(Pupil(student, len(directions)).train(), lessons.batches(batch_size, seed), steps, lr, bf16)
     student.save_pretrained(out)
     return errors
 

@@ -71,7 +71,7 @@ def test_directions_have_no_mean_and_main_ones_come_in() -> None:
 
 
 def test_the_command_writes_a_clip_that_has_learned(tmp_path: Path) -> None:
-    """From a folder, two layers of three; errors fall from where inheritance left them."""
+    """From a folder, two layers of three; the error falls from where inheritance left them."""
     build_clip().save_pretrained(tmp_path / "teacher")
     data = build_tiny_set(tmp_path / "data")
     argv = ["--dataset_dir", str(data), "--teacher", str(tmp_path / "teacher"), "--layers", "2", "--width", "16", "--neurons", "32"]
@@ -91,12 +91,12 @@ def test_the_command_writes_a_clip_that_has_learned(tmp_path: Path) -> None:
 
 
 def test_lessons_show_both_sides(tmp_path: Path) -> None:
-    """Every other pass mirrors a picture, and what was seen in each of its patches along with it; the whole stays."""
-    lessons = Lessons(noise(3).half(), torch.arange(3 * 4 * 4 * 2).view(3, 4, 4, 2).half(), torch.randn(3, 2).half())
+    """Every other pass mirrors a picture, and what was seen in each of its patches along with it."""
+    lessons = Lessons(noise(3).half(), torch.arange(3 * 4 * 4 * 2).view(3, 4, 4, 2).half())
     batches = lessons.batches(3, seed=0)
-    rows = torch.stack([torch.cat([pixels.flatten(1), patches.flatten(1), whole], dim=1) for (pixels, patches, whole), _ in (next(batches) for _ in range(2))])
+    rows = torch.stack([torch.cat([pixels.flatten(1), patches.flatten(1)], dim=1) for (pixels, patches), _ in (next(batches) for _ in range(2))])
     straight = torch.cat([part.flatten(1) for part in lessons], dim=1).float()
-    mirrored = torch.cat([lessons.pixels.flip(3).flatten(1), lessons.patches.flip(2).flatten(1), lessons.whole], dim=1).float()
+    mirrored = torch.cat([lessons.pixels.flip(3).flatten(1), lessons.patches.flip(2).flatten(1)], dim=1).float()
     known = [tuple(row.tolist()) for row in (*straight, *mirrored)]
     assert sorted(known.index(tuple(row.tolist())) for row in rows.flatten(0, 1)) == list(range(6))
 
