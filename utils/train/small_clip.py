@@ -300,8 +300,11 @@ def small_clip(
 
 
 def some(records: Sequence[Record], count: int) -> Sequence[Record]:
-    """At most `count` of them, at equal distances."""
-    return [records[i * len(records) // count] for i in range(count)] if count < len(records) else records
+    """At most `count` of them, drawn at random, always the same: equal distances would meet whatever repeats itself in their order."""
+    if count >= len(records):
+        return records
+    drawn = torch.randperm(len(records), generator=torch.Generator().manual_seed(0))[:count]
+    return [records[i] for i in drawn.sort().values.tolist()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
