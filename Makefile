@@ -116,21 +116,13 @@ runs/tiny-joint/merged: | runs/tiny-words-384/merged $(JOINT)
 	  --ce_loss_weight 3 --cls_loss_weight 1 --mask_loss_weight 1
 	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-deep --weight runs/tiny-joint/ckpt_last --save_path $@ --precision fp16
 
-# A second opinion for both, half an hour: a small CLIP that inherits the first layers of a large one (78 MB, fetched), for what is pictured.
-runs/tiny-clip: | $(READY) $(LARGE)
-	$(PY) -m utils.train.small_clip --dataset_dir $(LARGE) --layers 6 --pictures 15000 --out $@
-
 # Both checkpoints keep those encoders: one learns SIDA's own question and answer, in ten minutes, the other places and whole descriptions, in fifty.
-# Each has its mask decoder pruned before its last stage, to make room for the CLIP, which is added when nothing trains any more.
-expert = $(PY) -m utils.train.content --clip runs/tiny-clip --dataset_dir $(LARGE)
 finish = --lora_r 0 --no_gradient_checkpointing --batch_mixing mixed --grad_accumulation_steps 1 --workers 1 --no_eval --epochs 1 --warmup_steps 30 --precision $(PRECISION)
-tiny: runs/tiny-joint/merged runs/tiny-clip
-	rm -rf runs/tiny-{pruned,sida,validation}
-	$(PY) -m utils.train.prune --version $< --dataset_dir $(LARGE) --out runs/tiny-pruned
-	$(PY) train_SIDA.py --version runs/tiny-pruned --dataset_dir $(LARGE) --exp_name tiny-sida $(finish) --turn --train_text --ce_loss_weight 0.2 --batch_size 24 --steps_per_epoch 260 --lr 0.0003 \
+tiny: runs/tiny-joint/merged
+	rm -rf runs/tiny-sida runs/tiny-validation
+	$(PY) train_SIDA.py --version $< --dataset_dir $(LARGE) --exp_name tiny-sida $(finish) --turn --train_text --ce_loss_weight 0.2 --batch_size 24 --steps_per_epoch 260 --lr 0.0003 \
 	  --model_max_length 1024 --seed 12
-	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-pruned --weight runs/tiny-sida/ckpt_last --save_path runs/tiny-sida/merged --precision fp16
-	$(expert) --version runs/tiny-sida/merged --out ck/SIDA-tiny
+	$(PY) merge_lora_weights_and_save_hf_model.py --version $< --weight runs/tiny-sida/ckpt_last --save_path ck/SIDA-tiny --precision fp16
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-validation
 deep = --cache_features runs/tiny-features-deep --cls_loss_weight 0.5 --batch_size 32 --epochs 1 --warmup_steps 30
 runs/tiny-words-deep/merged: | runs/tiny-joint/merged
@@ -141,14 +133,12 @@ runs/tiny-words-deep/merged: | runs/tiny-joint/merged
 
 # Then the tower is shown where a picture repeats itself, in five minutes, and the same course, in half as many steps, teaches what that means, in seventeen.
 echo = --cls_loss_weight 0.5 --batch_size 32 --epochs 1 --warmup_steps 20
-description: runs/tiny-words-deep/merged runs/tiny-clip
-	rm -rf runs/tiny-{echo,brief-echo,mixed-echo,pruned-echo,description,description-validation}
+description: runs/tiny-words-deep/merged
+	rm -rf runs/tiny-{echo,brief-echo,mixed-echo,description,description-validation}
 	$(PY) -m utils.train.echo --version $< --dataset_dir $(LARGE) --steps 300 --out runs/tiny-echo
 	$(call learn,runs/tiny-echo,$(LARGE)/brief.jsonl,tiny-brief-echo,$(echo) --steps_per_epoch 140 --lr 0.0008,runs/tiny-brief-echo/merged)
 	$(call learn,runs/tiny-brief-echo/merged,$(LARGE)/mixed.jsonl,tiny-mixed-echo,$(echo) --steps_per_epoch 60 --lr 0.0006,runs/tiny-mixed-echo/merged)
-	$(PY) -m utils.train.prune --version runs/tiny-mixed-echo/merged --dataset_dir $(LARGE) --out runs/tiny-pruned-echo
-	$(call learn,runs/tiny-pruned-echo,$(LARGE),tiny-description,$(echo) --steps_per_epoch 90 --lr 0.0004,runs/tiny-description/merged)
-	$(expert) --version runs/tiny-description/merged --out ck/SIDA-tiny-description
+	$(call learn,runs/tiny-mixed-echo/merged,$(LARGE),tiny-description,$(echo) --steps_per_epoch 90 --lr 0.0004,ck/SIDA-tiny-description)
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.
