@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import CLIPVisionModel, GenerationConfig
 from transformers.initialization import no_init_weights
 
 from model.config import SidaConfig
@@ -226,8 +226,8 @@ def load_for_training(
     return model, tokenizer
 
 
-def tower_fields(tower: VisionTower) -> dict[str, Any]:
-    """The fields of `SidaConfig.clip`, from the tower that was really loaded."""
+def tower_fields(tower: CLIPVisionModel) -> dict[str, Any]:
+    """The fields of `SidaConfig.clip`, or `content`, from the tower that was really loaded."""
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "hidden_act", "layer_norm_eps", "stem")
     return {name: getattr(tower.config, name) for name in names if hasattr(tower.config, name)}
 

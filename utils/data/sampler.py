@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Sampler
@@ -72,6 +72,14 @@ class BatchStream(Sampler[list[Draw]]):
             shuffled = group[torch.randperm(len(group), generator=generator)]
             batches += [batch.tolist() for batch in shuffled.split(self.batch_size)]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def some(items: Sequence[Any], count: int) -> Sequence[Any]:
+    """At most `count` of them, drawn at random, always the same: equal distances would meet whatever repeats itself in their order."""
+    if count >= len(items):
+        return items
+    drawn = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:count]
+    return [items[i] for i in drawn.sort().values.tolist()]
 
 
 def shard(n: int, rank: int, world: int) -> range:

@@ -25,22 +25,23 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 from transformers import CLIPVisionModel
 
-from model.checkpoint import allocate, load_pretrained, save_pretrained
+from model.checkpoint import allocate, load_pretrained, save_pretrained, tower_fields
 from model.config import SidaConfig
 from model.content import ContentExpert
 from model.types import Label
 from utils.data.records import Record
+from utils.data.sampler import some
 from utils.data.sid_set import read_split
 from utils.infer.pipeline import SidaPipeline
 from utils.train.signals import ignore_signals
-from utils.train.small_clip import FEW, Pictures, some
+from utils.train.small_clip import FEW, Pictures
 
 log = logging.getLogger(__name__)
 
-FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "hidden_act", "layer_norm_eps")
 PENALTY = 1e-3  # inverse strength of the regression's, on features of unit variance
 WEIGHTS = (1e-3, 10.0)  # between which the head's is sought
 TEMPERATURES = (0.05, 20.0)
+PRECISE = {"xatol": 1e-3, "fatol": 1e-7}  # of logarithms, of the loss
 
 
 @torch.no_grad()
@@ -67,7 +68,7 @@ def fit_weight(ours: np.ndarray, told: np.ndarray, labels: np.ndarray) -> float:
         weight, temperature = np.exp(logs)
         return float(-log_softmax((ours + weight * told) / temperature, axis=1)[np.arange(len(labels)), labels].mean())
 
-    return float(np.exp(minimize(loss, np.zeros(2), bounds=[np.log(WEIGHTS), np.log(TEMPERATURES)], method="Nelder-Mead").x[0]))
+    return float(np.exp(minimize(loss, np.zeros(2), bounds=[np.log(WEIGHTS), np.log(TEMPERATURES)], method="Nelder-Mead", options=PRECISE).x[0]))
 
 
 def verdicts(pipe: SidaPipeline, records: Sequence[Record]) -> np.ndarray:
@@ -83,9 +84,8 @@ def attach(version: str | Path, clip: str | Path, dataset_dir: str, out: str | P
     """
     model, tokenizer = load_pretrained(version)
     tower = CLIPVisionModel.from_pretrained(clip, dtype=torch.float32)
-    content = {name: getattr(tower.config, name) for name in FIELDS}
-    config = SidaConfig.from_dict(model.config.to_dict() | {"content": content, "cls_temperature": 1.0, "calibrated_on": 0})
-    larger = allocate(config, tokenizer, torch.float32)
+    config = SidaConfig.from_dict(model.config.to_dict() | {"content": tower_fields(tower), "cls_temperature": 1.0, "calibrated_on": 0})
+    larger = allocate(config, tokenizer, torch.float32).eval()
     expert = larger.model.content
     expert.tower.load_state_dict(tower.state_dict())
     sides = config.clip["image_size"], workers

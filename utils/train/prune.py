@@ -23,6 +23,7 @@ from model.sida import SIDAForCausalLM
 from model.types import Label
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset, SidaProcessor
+from utils.data.sampler import some
 from utils.data.sid_set import read_split
 
 PICTURES, FEW = 256, 8  # tampered ones, whose prompts tell what moves the output; at a time
@@ -36,7 +37,7 @@ def given(model: SIDAForCausalLM, processor: SidaProcessor, dataset_dir: str) ->
     records = [record for record in read_split(dataset_dir, "train", descriptions=True) if record.label is Label.TAMPERED]
     if not records:
         raise ValueError(f"no tampered pictures in the train split of {dataset_dir}: expected some, they tell which neurons are needed")
-    dataset = SidaDataset(records[:: max(1, len(records) // PICTURES)][:PICTURES], processor)
+    dataset = SidaDataset(some(records, PICTURES), processor)
     ends = [layer.mlp.lin2 for layer in model.model.visual_model.mask_decoder.transformer.layers]
     rows: list[list[Tensor]] = [[] for _ in ends]
     hooks = [end.register_forward_pre_hook(lambda _, args, kept=kept: kept.append(args[0].flatten(0, 1))) for end, kept in zip(ends, rows, strict=True)]

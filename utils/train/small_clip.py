@@ -30,7 +30,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from utils.data.dataset import decode
 from utils.data.more import fetch, opener
 from utils.data.records import Record
-from utils.data.sampler import BatchStream
+from utils.data.sampler import BatchStream, some
 from utils.data.sid_set import read_split
 from utils.data.transforms import clip_input
 from utils.train.pretrain import pretrain
@@ -238,7 +238,7 @@ class Lessons(NamedTuple):
 
 @torch.no_grad()
 def teach(teacher: CLIPVisionModel, pictures: Pictures, directions: Directions, workers: int) -> Lessons:
-    """Look at each picture once, with the teacher's eyes, and keep that as float16: a picture costs it as much as a step costs the student."""
+    """Look at each picture once, with the teacher's eyes, and keep that as float16: it costs several times what the student does."""
     grid, found = math.isqrt(teacher.embeddings.num_patches), []
     for pixels in tqdm(DataLoader(pictures, FEW, num_workers=workers, worker_init_fn=ignore_signals), desc="teacher", disable=not sys.stderr.isatty()):
         patches = directions(last_states(teacher, pixels)[:, 1:])
@@ -297,14 +297,6 @@ def small_clip(
     errors = pretrain(Pupil(student, len(directions)).train(), lessons.batches(batch_size, seed), steps, lr, bf16)
     student.save_pretrained(out)
     return errors
-
-
-def some(records: Sequence[Record], count: int) -> Sequence[Record]:
-    """At most `count` of them, drawn at random, always the same: equal distances would meet whatever repeats itself in their order."""
-    if count >= len(records):
-        return records
-    drawn = torch.randperm(len(records), generator=torch.Generator().manual_seed(0))[:count]
-    return [records[i] for i in drawn.sort().values.tolist()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

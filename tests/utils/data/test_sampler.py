@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data.sampler import BatchStream, shard
+from utils.data.sampler import BatchStream, shard, some
 
 labels_of = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 mixings = st.sampled_from(["homogeneous", "mixed"])
@@ -93,3 +93,12 @@ def test_bad_values(arguments: dict[str, object], message: str) -> None:
 def test_bad_shard(n: int, rank: int, world: int) -> None:
     with pytest.raises(ValueError, match="expected"):
         shard(n, rank, world)
+
+
+def test_some_are_drawn_from_all_kinds() -> None:
+    """Each half as often where half of all are taken, though kinds alternate; in order, the same each time; never more than there are."""
+    drawn = some(range(1000), 500)
+    assert 200 < sum(i % 2 for i in drawn) < 300
+    assert list(drawn) == sorted(set(drawn)) == list(some(range(1000), 500))
+    assert len(drawn) == 500
+    assert list(some(range(10), 99)) == list(range(10))

@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from tests.tiny import build_tiny_set
 from utils.train import small_clip
-from utils.train.small_clip import Flow, Lessons, inherit, main, main_directions, read_quantised, some, states
+from utils.train.small_clip import Flow, Lessons, inherit, main, main_directions, read_quantised, states
 
 WIDTH, NEURONS, SIDE = 32, 64, 32
 
@@ -99,15 +99,6 @@ def test_lessons_show_both_sides(tmp_path: Path) -> None:
     mirrored = torch.cat([lessons.pixels.flip(3).flatten(1), lessons.patches.flip(2).flatten(1)], dim=1).float()
     known = [tuple(row.tolist()) for row in (*straight, *mirrored)]
     assert sorted(known.index(tuple(row.tolist())) for row in rows.flatten(0, 1)) == list(range(6))
-
-
-def test_some_are_drawn_from_all_kinds() -> None:
-    """Each half as often where half of all are taken, though kinds alternate; in order, the same each time; never more than there are."""
-    drawn = some(range(1000), 500)
-    assert 200 < sum(i % 2 for i in drawn) < 300
-    assert list(drawn) == sorted(set(drawn)) == list(some(range(1000), 500))
-    assert len(drawn) == 500
-    assert list(some(range(10), 99)) == list(range(10))
 
 
 def quantised(clip: CLIPVisionModel) -> bytes:
