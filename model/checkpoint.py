@@ -149,6 +149,12 @@ def allocate(config: SidaConfig, tokenizer: SidaTokenizer, dtype: torch.dtype) -
         return SIDAForCausalLM(config, tokenizer.id_of(CLS_TOKEN), tokenizer.id_of(SEG_TOKEN))
 
 
+def variant(model: SIDAForCausalLM, tokenizer: SidaTokenizer, **fields: Any) -> SIDAForCausalLM:
+    """A network like `model` but for these SidaConfig fields, in fp32, with unset weights; its temperature is yet to be fitted."""
+    changed = model.config.to_dict() | {"cls_temperature": 1.0, "calibrated_on": 0} | fields
+    return allocate(SidaConfig.from_dict(changed), tokenizer, torch.float32)
+
+
 def reset(model: SIDAForCausalLM, families: Sequence[str]) -> None:
     """Give the heads in `families` PyTorch's initial weights."""
     for family in families:

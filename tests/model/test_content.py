@@ -19,6 +19,7 @@ from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.sid_set import read_split
 from utils.infer.decode import read
 from utils.infer.pipeline import SidaPipeline
+from utils.train.features import bytes_of, identity
 from utils.train.stages import STAGES
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
@@ -105,6 +106,20 @@ def test_it_is_saved_and_loaded_and_stays_as_it_is_in_training(folder: Path, tmp
     assert losses[1] > losses[0] + 1
     families = {family for stage in STAGES.values() for family in stage.families(compat=True, mask_decoder=True, vision=True, language=True)}
     assert not any(f".{family}." in f".{name}." for name in names for family in families)
+
+
+def test_what_it_sees_is_kept_with_the_features(folder: Path, tmp_path: Path) -> None:
+    """A cache knows how much that is, and that another expert's is something else."""
+    model, tokenizer = load_pretrained(folder)
+    record = read_split(build_tiny_set(tmp_path / "data"), "train")[0]
+    batch, _ = collate([SidaDataset([record], SidaProcessor(tokenizer, model.config))[0]])
+    with torch.no_grad():
+        assert bytes_of(model, record) == model.see(batch.images_clip).half().nbytes
+        before = identity(model, torch.float32)
+        model.model.content.tower.post_layernorm.bias += 1
+    assert {name for name, value in identity(model, torch.float32).items() if value != before[name]} == {"content"}
+    model.model.content = None
+    assert before.keys() - identity(model, torch.float32).keys() == {"content"}
 
 
 def test_another_width_than_the_towers_is_refused() -> None:

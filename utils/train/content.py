@@ -25,8 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 from transformers import CLIPVisionModel
 
-from model.checkpoint import allocate, load_pretrained, save_pretrained, tower_fields
-from model.config import SidaConfig
+from model.checkpoint import load_pretrained, save_pretrained, tower_fields, variant
 from model.content import ContentExpert
 from model.types import Label
 from utils.data.records import Record
@@ -84,11 +83,10 @@ def attach(version: str | Path, clip: str | Path, dataset_dir: str, out: str | P
     """
     model, tokenizer = load_pretrained(version)
     tower = CLIPVisionModel.from_pretrained(clip, dtype=torch.float32)
-    config = SidaConfig.from_dict(model.config.to_dict() | {"content": tower_fields(tower), "cls_temperature": 1.0, "calibrated_on": 0})
-    larger = allocate(config, tokenizer, torch.float32).eval()
+    larger = variant(model, tokenizer, content=tower_fields(tower)).eval()
     expert = larger.model.content
     expert.tower.load_state_dict(tower.state_dict())
-    sides = config.clip["image_size"], workers
+    sides = model.config.clip["image_size"], workers
     known = some(read_split(dataset_dir, "train"), pictures)
     weight, bias = fit_head(features(expert, known, *sides), np.array([record.label for record in known]))
     unseen = read_split(dataset_dir, "validation")

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.checkpoint import allocate, load_pretrained, save_pretrained
+from model.checkpoint import load_pretrained, save_pretrained, variant
 from model.config import SidaConfig
 
 CLASS_TOKEN = 1  # row of the tower's table that stands for no place
@@ -75,10 +75,10 @@ def enlarge(version: str | Path, out: str | Path, side: int | None = None, layer
     if layers and model.config.mm_vision_select_layer != -1:
         raise ValueError(f"--layers is {layers}, but {version} looks at layer {model.config.mm_vision_select_layer} of its tower, not the last: expected 0")
     encoders = deepened(model.config, layers)
-    fields = {**encoders, "image_size": side, "clip": encoders["clip"] | {"image_size": side}, "cls_temperature": 1.0, "calibrated_on": 0}
+    fields = {**encoders, "image_size": side, "clip": encoders["clip"] | {"image_size": side}}
     if side != model.config.image_size:
         fields["views"] = 1  # it has not learned turned pictures of that size
-    larger = allocate(SidaConfig.from_dict(model.config.to_dict() | fields), tokenizer, torch.float32)
+    larger = variant(model, tokenizer, **fields)
     weights = model.state_dict()
     for name, tensor in larger.state_dict().items():
         tensor.copy_(stretched(name, weights[name] if name in weights else grown(name, weights), tensor.shape))

@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import allocate, load_pretrained, save_pretrained
-from model.config import SidaConfig
+from model.checkpoint import load_pretrained, save_pretrained, variant
 from model.sida import SIDAForCausalLM
 from model.types import Label
 from utils.data.collate import collate
@@ -73,8 +72,7 @@ def prune(version: str | Path, dataset_dir: str, neurons: int, out: str | Path) 
     for i, (layer, rows) in enumerate(zip(layers, given(model, SidaProcessor(tokenizer, model.config), dataset_dir), strict=True)):
         names = [f"{DECODER}transformer.layers.{i}.mlp.{part}" for part in ("lin1.weight", "lin1.bias", "lin2.weight", "lin2.bias")]
         weights |= zip(names, thinned(layer.mlp.lin1, layer.mlp.lin2, rows, neurons), strict=True)
-    sam = model.config.sam | {"decoder_neurons": neurons, "multimask": False}
-    smaller = allocate(SidaConfig.from_dict(model.config.to_dict() | {"sam": sam, "cls_temperature": 1.0, "calibrated_on": 0}), tokenizer, torch.float32)
+    smaller = variant(model, tokenizer, sam=model.config.sam | {"decoder_neurons": neurons, "multimask": False})
     for name, tensor in smaller.state_dict().items():
         if f"{DECODER}iou_prediction_head" in name:
             tensor.zero_()

@@ -33,7 +33,7 @@ def test_neurons_that_say_the_same_are_one() -> None:
 
 
 def test_a_smaller_one_differs_in_the_decoder_alone(base: Path, tmp_path: Path) -> None:
-    """And still draws: one mask, from as many tokens as are asked for."""
+    """And still draws, as large a mask for each prompt."""
     data = build_tiny_set(tmp_path / "data")
     assert main(["--version", str(base), "--dataset_dir", str(data), "--neurons", "32", "--out", str(tmp_path / "small")]) == 0
     (large, _), (small, _) = load_pretrained(base), load_pretrained(tmp_path / "small")
