@@ -239,11 +239,14 @@ class Lessons(NamedTuple):
 @torch.no_grad()
 def teach(teacher: CLIPVisionModel, pictures: Pictures, directions: Directions, workers: int) -> Lessons:
     """Look at each picture once, with the teacher's eyes, and keep that as float16: it costs several times what the student does."""
-    grid, found = math.isqrt(teacher.embeddings.num_patches), []
-    for pixels in tqdm(DataLoader(pictures, FEW, num_workers=workers, worker_init_fn=ignore_signals), desc="teacher", disable=not sys.stderr.isatty()):
-        patches = directions(last_states(teacher, pixels)[:, 1:])
-        found.append((pixels.half(), patches.half().unflatten(1, (grid, grid))))
-    return Lessons(*map(torch.cat, zip(*found, strict=True)))
+    grid = math.isqrt(teacher.embeddings.num_patches)
+    seen = torch.empty(len(pictures), 3, pictures.side, pictures.side, dtype=torch.float16)
+    told = torch.empty(len(pictures), grid, grid, len(directions), dtype=torch.float16)
+    loader = DataLoader(pictures, FEW, num_workers=workers, worker_init_fn=ignore_signals)
+    for start, pixels in zip(range(0, len(pictures), FEW), tqdm(loader, desc="teacher", disable=not sys.stderr.isatty()), strict=True):
+        seen[start : start + FEW] = pixels
+        told[start : start + FEW] = directions(last_states(teacher, pixels)[:, 1:]).unflatten(1, (grid, grid))
+    return Lessons(seen, told)
 
 
 class Pupil(nn.Module):
