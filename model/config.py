@@ -26,7 +26,7 @@ SELECT_FEATURES = ("patch", "cls_patch")
 class SidaConfig(LlamaConfig):
     """Llama's fields plus the vision tower, SAM and what a checkpoint needs to be used with no flag.
 
-    Raises ValueError for an unknown stage, conversation type or vision feature, a content expert of another width than the vision tower's, or an image size
+    Raises ValueError for an unknown stage, conversation type or vision feature, an expert that does not fit the vision tower's width, or an image size
     that SAM's patches do not divide.
     """
 
@@ -43,6 +43,7 @@ class SidaConfig(LlamaConfig):
     pad_token_id: int | None = 0
     clip: dict[str, Any] | None = None  # CLIPVisionConfig fields
     content: dict[str, Any] | None = None  # CLIPVisionConfig fields of a content expert; None: there is none
+    noise: dict[str, Any] | None = None  # `channels` and `hidden` of a noise expert (model/noise.py); None: there is none
     sam: dict[str, Any] | None = None  # arguments of model.sam.build_sam
     image_size: int = 1024  # SAM's square input, pixels
     stage: str = "sida"
@@ -68,6 +69,8 @@ class SidaConfig(LlamaConfig):
             raise ValueError(f"views is {self.views}: expected 1 (upright) to 4 (each quarter turn)")
         if self.content and self.content["hidden_size"] != self.mm_hidden_size:
             raise ValueError(f"content has a hidden_size of {self.content['hidden_size']}: expected the vision tower's, {self.mm_hidden_size}")
+        if self.noise and self.noise["hidden"] > self.mm_hidden_size:
+            raise ValueError(f"noise has {self.noise['hidden']} hidden values: expected at most the vision tower's width, {self.mm_hidden_size}")
         if self.image_size % 16:
             raise ValueError(f"image_size is {self.image_size}: expected a multiple of SAM's patch size, 16")
         super().__post_init__(**kwargs)

@@ -19,10 +19,17 @@ STATES = 3  # of a picture: the class token's, its patches' mean, their standard
 class ContentExpert(nn.Module):
     """A CLIP for pictures of its own size and a linear class head. What it sees and what it says are apart, for the former is kept where patches are."""
 
+    rows = STATES  # of features
+
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
         self.tower = CLIPVisionModel(config)
         self.head = nn.Linear(STATES * config.hidden_size, 3)
+
+    @property
+    def eyes(self) -> nn.Module:
+        """What `see` depends on."""
+        return self.tower
 
     def see(self, images_clip: Tensor) -> Tensor:
         """[B, 3, S, S] CLIP-normalised pixels of any size -> [B, STATES, D]."""

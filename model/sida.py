@@ -18,6 +18,7 @@ from model.config import SidaConfig
 from model.content import ContentExpert
 from model.heads import class_head, fuse, seg_projection
 from model.losses import LossWeights, language_loss, mask_losses
+from model.noise import NoiseExpert
 from model.sam import build_sam
 from model.tokens import IGNORE_INDEX, IMAGE_TOKEN_ID, positions_before
 from model.types import SidaLosses, SidaOutput, Size
@@ -34,12 +35,18 @@ class SidaModel(LlamaModel):
         hidden, width = config.hidden_size, config.out_dim
         self.vision_tower = VisionTower(config.clip_config())
         self.content = ContentExpert(CLIPVisionConfig(**config.content)) if config.content else None
+        self.noise = NoiseExpert(config.mm_hidden_size, **config.noise) if config.noise else None
         self.mm_projector = nn.Linear(config.mm_hidden_size, hidden)
         self.visual_model = build_sam(**config.sam, image_size=config.image_size, out_dim=width)
         self.text_hidden_fcs = seg_projection(hidden, width)
         self.cls_head = class_head(hidden)
         self.sida_fc1 = nn.Linear(3, width)
         self.attention_layer = nn.MultiheadAttention(embed_dim=width, num_heads=8, batch_first=True)
+
+    @property
+    def experts(self) -> dict[str, ContentExpert | NoiseExpert]:
+        """Those that there are, by name, in the order of their rows behind a picture's patches."""
+        return {name: expert for name, expert in (("content", self.content), ("noise", self.noise)) if expert is not None}
 
 
 class SIDAForCausalLM(LlamaForCausalLM):
@@ -62,14 +69,14 @@ class SIDAForCausalLM(LlamaForCausalLM):
     def see(self, images_clip: Tensor) -> Tensor:
         """[B, 3, 224, 224] CLIP-normalised pixels -> features [B, P, D]: the tower's patches of the selected layer, the class token first if selected.
 
-        Behind them comes what the content expert sees, if there is one. What is features already stays.
+        Behind them comes what experts see, if there are any. What is features already stays.
         """
         if images_clip.ndim == 3:
             return images_clip
         states = self.model.vision_tower(images_clip, output_hidden_states=True).hidden_states
         features = states[self.config.mm_vision_select_layer]
         features = features[:, 1:] if self.config.mm_vision_select_feature == "patch" else features
-        return features if self.model.content is None else torch.cat([features, self.model.content.see(images_clip)], dim=1)
+        return torch.cat([features, *(expert.see(images_clip) for expert in self.model.experts.values())], dim=1)
 
     def embed(self, input_ids: Tensor, images_clip: Tensor | None = None) -> Tensor:
         """[B, T] ids -> [B, T, H]; the placeholders become the images' patches, in order."""
@@ -87,8 +94,11 @@ class SIDAForCausalLM(LlamaForCausalLM):
 
     def class_logits(self, states: Tensor, features: Tensor) -> Tensor:
         """[B, H] states that predict [CLS], [B, P, D] what `see` made of the same pictures -> [B, 3]."""
-        logits = self.model.cls_head[0](states)
-        return logits if self.model.content is None else logits + self.model.content(features[:, self.config.image_patches :])
+        logits, told = self.model.cls_head[0](states), features[:, self.config.image_patches :]
+        for expert in self.model.experts.values():
+            logits = logits + expert(told[:, : expert.rows])
+            told = told[:, expert.rows :]
+        return logits
 
     def classify(self, hidden: Tensor, input_ids: Tensor, features: Tensor) -> Tensor:
         """[B, T, H] -> [B, 3]: read at the state that predicts the row's last [CLS], the answer's; `features` as `class_logits`."""

@@ -84,6 +84,12 @@ def traces(levels: Tensor, phases: bool = False) -> Tensor:
     return torch.cat(found)
 
 
+def grey_levels(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """[B, 3, S, S] normalised by `mean` and `std` of grey levels -> those, 0..255. Rounding to whole ones takes back what half precision did."""
+    means, stds = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
+    return (pixels.float() * stds + means).round()
+
+
 class ResidualBlock(nn.Module):
     """x plus two 3x3 convolutions of it; starts as x."""
 
@@ -148,9 +154,8 @@ class TraceStem(nn.Module):
         return self.inward.weight
 
     def levels(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels -> grey levels 0..255. Rounding to whole ones takes back what half precision did."""
-        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
-        return (pixels.float() * std + mean).round()
+        """Normalised pixels -> grey levels 0..255."""
+        return grey_levels(pixels, self.mean, self.std)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """As the class says."""

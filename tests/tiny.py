@@ -20,7 +20,12 @@ def build_tiny_lisa(folder: Path, **overrides: object) -> Path:
     return build_base(folder, SENTENCES * 4, name="debug", vocab_size=420, **overrides)
 
 
-def build_tiny_set(root: Path, per_class: int = 3, splits: tuple[str, ...] = ("train", "validation")) -> Path:
+SIZES = ((60, 80), (72, 56), (64, 64))  # (height, width)
+
+
+def build_tiny_set(
+    root: Path, per_class: int = 3, splits: tuple[str, ...] = ("train", "validation"), sizes: tuple[tuple[int, int], ...] = SIZES
+) -> Path:
     """SID_Set's Drive layout with small made-up pictures: gradients, stripes, and gradients with a bright square (the mask)."""
     import cv2
     import numpy as np
@@ -34,7 +39,7 @@ def build_tiny_set(root: Path, per_class: int = 3, splits: tuple[str, ...] = ("t
             folder = root / split / label.title
             folder.mkdir(parents=True)
             for i in range(per_class):
-                h, w = ((60, 80), (72, 56), (64, 64))[i % 3]
+                h, w = sizes[i % len(sizes)]
                 ramp = np.linspace(0, 200, w)[None, :, None] + rng.integers(0, 40, (h, w, 3))
                 pixels = (ramp if label is not Label.FULL_SYNTHETIC else np.indices((h, w)).sum(0)[..., None] % 8 * 30 + np.zeros(3)).astype(np.uint8)
                 name = f"{label.title}_{i}.png"

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from model.content import STATES
 from model.sida import SIDAForCausalLM
 from model.types import Label
 from utils.data.collate import collate
@@ -57,8 +56,8 @@ def open_cache(cfg: TrainConfig, model: SIDAForCausalLM, processor: SidaProcesso
 
 def identity(model: SIDAForCausalLM, dtype: torch.dtype) -> dict[str, object]:
     """What features depend on besides the picture: the encoders' weights, the sizes they see, what is kept of them, the precision."""
-    config, content = model.config, model.model.content
-    found: dict[str, object] = {
+    config = model.config
+    return {
         "vision_tower": fingerprint(model.model.vision_tower),
         "image_encoder": fingerprint(model.model.visual_model.image_encoder),
         "clip_size": config.clip["image_size"],
@@ -67,10 +66,8 @@ def identity(model: SIDAForCausalLM, dtype: torch.dtype) -> dict[str, object]:
         "feature": config.mm_vision_select_feature,
         "precision": str(dtype),
         "preprocessing": 1,  # raised when utils/data/transforms.py, or a stem's traces or echoes, change what their weights get
+        **{name: fingerprint(expert.eyes) for name, expert in model.model.experts.items()},
     }
-    if content is not None:
-        found["content"] = fingerprint(content.tower)
-    return found
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -86,7 +83,7 @@ def bytes_of(model: SIDAForCausalLM, record: Record) -> int:
     """How much one picture's features take."""
     config = model.config
     sam = config.out_dim * (config.image_size // 16) ** 2 if record.label is Label.TAMPERED else 0
-    rows = config.image_patches + (0 if config.content is None else STATES)
+    rows = config.image_patches + sum(expert.rows for expert in model.model.experts.values())
     return HALF * (rows * config.clip["hidden_size"] + sam)
 
 
