@@ -120,16 +120,20 @@ runs/tiny-joint/merged: | runs/tiny-words-384/merged $(JOINT)
 runs/tiny-clip: | $(READY) $(LARGE)
 	$(PY) -m utils.train.small_clip --dataset_dir $(LARGE) --pictures 24000 --out $@
 
+# And a third, in an hour and five minutes: a convolutional network on noise residuals, from nothing.
+runs/tiny-noise: | $(READY) $(LARGE)
+	$(PY) -m utils.train.noise --dataset_dir $(LARGE) --out $@
+
 # Both checkpoints keep those encoders: one learns SIDA's own question and answer, in ten minutes, the other places and whole descriptions, in fifty.
-# SIDA-tiny has its mask decoder pruned before that, to make room for the CLIP, which is added when nothing trains any more.
+# SIDA-tiny has its mask decoder pruned before that, to make room for the experts, which are added when nothing trains any more.
 finish = --lora_r 0 --no_gradient_checkpointing --batch_mixing mixed --grad_accumulation_steps 1 --workers 1 --no_eval --epochs 1 --warmup_steps 30 --precision $(PRECISION)
-tiny: runs/tiny-joint/merged runs/tiny-clip
+tiny: runs/tiny-joint/merged runs/tiny-clip runs/tiny-noise
 	rm -rf runs/tiny-{pruned,sida,validation}
 	$(PY) -m utils.train.prune --version $< --dataset_dir $(LARGE) --out runs/tiny-pruned
 	$(PY) train_SIDA.py --version runs/tiny-pruned --dataset_dir $(LARGE) --exp_name tiny-sida $(finish) --turn --train_text --ce_loss_weight 0.2 --batch_size 24 --steps_per_epoch 260 --lr 0.0003 \
 	  --model_max_length 1024 --seed 12
 	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-pruned --weight runs/tiny-sida/ckpt_last --save_path runs/tiny-sida/merged --precision fp16
-	$(PY) -m utils.train.content --version runs/tiny-sida/merged --clip runs/tiny-clip --dataset_dir $(LARGE) --out ck/SIDA-tiny
+	$(PY) -m utils.train.experts --version runs/tiny-sida/merged --clip runs/tiny-clip --noise runs/tiny-noise --dataset_dir $(LARGE) --out ck/SIDA-tiny
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-validation
 deep = --cache_features runs/tiny-features-deep --cls_loss_weight 0.5 --batch_size 32 --epochs 1 --warmup_steps 30
 runs/tiny-words-deep/merged: | runs/tiny-joint/merged

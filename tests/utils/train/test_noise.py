@@ -43,7 +43,8 @@ def test_a_crop_shows_whole_blocks_and_is_called_what_it_shows(tmp_path: Path) -
     for i in range(len(records)):
         for turn in range(12):
             all_of_it, part = whole[Draw(i, turn)], crops[Draw(i, turn)]
-            assert part.levels.shape == (3, 16, 16) and part.tampered.shape == (2, 2)
+            assert part.levels.shape == (3, 16, 16)
+            assert part.tampered.shape == (2, 2)
             at = [(y, x) for y in range(0, 49, 8) for x in range(0, 49, 8) if torch.equal(all_of_it.levels[:, y : y + 16, x : x + 16], part.levels)]
             assert any(torch.equal(all_of_it.tampered[y // 8 : y // 8 + 2, x // 8 : x // 8 + 2], part.tampered) for y, x in at)
             assert part.labels == (Label.TAMPERED if part.tampered.mean() >= 0.005 else Label.REAL)
