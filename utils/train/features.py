@@ -65,7 +65,7 @@ def identity(model: SIDAForCausalLM, dtype: torch.dtype) -> dict[str, object]:
         "layer": config.mm_vision_select_layer,
         "feature": config.mm_vision_select_feature,
         "precision": str(dtype),
-        "preprocessing": 1,  # raised when utils/data/transforms.py, or a stem's traces or echoes, change what their weights get
+        "preprocessing": 1,  # raised when utils/data/transforms.py, a stem's traces or echoes, or an expert's residuals, change what their weights get
         **{name: fingerprint(expert.eyes) for name, expert in model.model.experts.items()},
     }
 
