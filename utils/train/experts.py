@@ -1,10 +1,11 @@
 """A checkpoint gets experts: a small CLIP for content (model/content.py), a convolutional network for noise (model/noise.py), or both.
 
     python -m utils.train.experts --version runs/tiny-sida/merged --clip runs/tiny-clip --noise runs/tiny-noise --dataset_dir data/SID_Mini --out ck/SIDA-tiny
+    python -m utils.train.experts --version runs/tiny-description/merged --experts ck/SIDA-tiny --dataset_dir data/SID_Mini --out ck/SIDA-tiny-description
 
-A small CLIP's class head is a logistic regression on the train split. An expert is surer of the train split than of anything else, so what it says is
-weighed: by the number that, along with the others' and a temperature, makes the validation split's labels likeliest. The checkpoint's temperature has to be
-fitted again (evaluate_SIDA.py --save_temperature).
+A small CLIP's class head is a logistic regression on the train split; experts of another checkpoint come with their heads. An expert is surer of the train
+split than of anything else, so what it says is weighed: by the number that, along with the others' and a temperature, makes the validation split's labels
+likeliest. The checkpoint's temperature has to be fitted again (evaluate_SIDA.py --save_temperature).
 
 Dimensions: N pictures, F features of one, E experts.
 """
@@ -105,19 +106,25 @@ def attach(
     out: str | Path,
     clip: str | Path | None = None,
     noise: str | Path | None = None,
+    given: str | Path | None = None,
     pictures: int = 12000,
     workers: int = 1,
 ) -> Path:
-    """Write the checkpoint `version` to `out` with the experts in the folders `clip` and `noise` instead of those that it has.
+    """Write the checkpoint `version` to `out` with the experts in the folders `clip` and `noise`, or of the checkpoint `given`, instead of those that it has.
 
     ValueError for an expert that does not fit its vision tower's width, none at all, or a split that lacks a class.
     """
-    if clip is None and noise is None:
-        raise ValueError("no expert: give --clip, --noise or both")
+    if (clip is None and noise is None) == (given is None):
+        raise ValueError("give --clip, --noise or both, or else --experts: where are the experts to come from?")
     model, tokenizer = load_pretrained(version)
     side = model.config.clip["image_size"]
     experts: dict[str, ContentExpert | NoiseExpert] = {}
     fields: dict[str, Any] = {"content": None, "noise": None}
+    if given is not None:
+        other, _ = load_pretrained(given)
+        if not (experts := other.model.experts):
+            raise ValueError(f"--experts: {given} has none; expected a checkpoint that this command wrote")
+        fields = {name: getattr(other.config, name) for name in fields}
     if noise is not None:
         experts["noise"] = load_noise(noise, model.config.mm_hidden_size)
         fields["noise"] = experts["noise"].sizes
@@ -154,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", required=True, help="checkpoint that is to get them")
     parser.add_argument("--clip", help="folder of a small CLIP (utils.train.small_clip)")
     parser.add_argument("--noise", help="folder of a noise expert (utils.train.noise)")
+    parser.add_argument("--experts", dest="given", help="checkpoint whose experts it gets, heads included, instead of those two")
     parser.add_argument("--dataset_dir", required=True, help="its train split fits the CLIP's head, its validation split the weights")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--pictures", type=int, default=12000, help="of the train split, at most")

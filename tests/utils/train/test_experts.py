@@ -90,10 +90,28 @@ def test_the_command_adds_them_and_changes_nothing_else(root: Path, tmp_path: Pa
     assert list(again.model.experts) == ["noise" if other == "noise" else "content"]
 
 
+def test_a_checkpoint_gets_those_of_another(root: Path, tmp_path: Path) -> None:
+    """What they see stays as it was; what they say is weighed anew, each by one number."""
+    data = ["--dataset_dir", str(root / "data"), "--workers", "0"]
+    ours = [*data, "--clip", str(root / "clip"), "--noise", str(root / "noise")]
+    assert main(["--version", str(root / "base"), *ours, "--out", str(tmp_path / "first")]) == 0
+    assert main(["--version", str(root / "base"), *data, "--experts", str(tmp_path / "first"), "--out", str(tmp_path / "second")]) == 0
+    (first, _), (second, _) = load_pretrained(tmp_path / "first"), load_pretrained(tmp_path / "second")
+    before, after = first.state_dict(), second.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before if ".head." not in name)
+    for expert, other in zip(first.model.experts.values(), second.model.experts.values(), strict=True):
+        weight = (other.head.weight / other.head.weight.norm()).flatten() @ (expert.head.weight / expert.head.weight.norm()).flatten()
+        assert weight.item() == pytest.approx(1, abs=1e-5)
+
+
 def test_none_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version", str(root / "base"), "--dataset_dir", str(root / "data"), "--out", str(tmp_path / "more")])
-    assert "give --clip, --noise or both" in capsys.readouterr().err
+    assert "give --clip, --noise or both, or else --experts" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--version", str(root / "base"), "--experts", str(root / "base"), "--dataset_dir", str(root / "data"), "--out", str(tmp_path / "more")])
+    assert f"--experts: {root / 'base'} has none" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--version", str(root / "base"), "--noise", str(tmp_path), "--dataset_dir", str(root / "data"), "--out", str(tmp_path / "more")])
     assert "noise.safetensors does not exist: expected what `python -m utils.train.noise" in capsys.readouterr().err
