@@ -221,17 +221,23 @@ def _greedy(
 ) -> tuple[list[list[int]], list[Tensor]]:
     """Continue prefilled `rows`, whose last states are [B, H], each with its opening and then with what the model says.
 
-    A row ends with a stop id, when it has said all it may, or, if `guarded`, when it repeats itself.
+    A row ends with a stop id or when it has said all it may. If `guarded`, one that is about to repeat itself says the next likeliest token
+    instead, once, and ends where it repeats itself all the same.
 
     Returns the answers, and for each column of them the states [B, H] that predicted it.
     """
     answers: list[list[int]] = [[] for _ in questions]
-    writing, written = list(range(len(questions))), []
+    writing, written, warned = list(range(len(questions))), [], set[int]()
     while True:
         written.append(state)
-        said = model.lm_head(state).argmax(dim=-1).tolist()
+        scores = model.lm_head(state)
+        said = scores.argmax(dim=-1).tolist()
         tokens = [opening[len(answer)] if len(answer) < len(opening) else token for token, answer, opening in zip(said, answers, openings, strict=True)]
         for i in writing:
+            if guarded and i not in warned and loop_length([*answers[i], tokens[i]]):
+                warned.add(i)
+                scores[i, tokens[i]] = -torch.inf
+                tokens[i] = int(scores[i].argmax())
             answers[i].append(tokens[i])
             if questions[i].on_token is not None:
                 questions[i].on_token(tokens[i])

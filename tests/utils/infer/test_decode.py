@@ -147,12 +147,24 @@ def test_loops_are_noticed(ids: list[int], copies: int) -> None:
 
 
 def test_an_answer_that_repeats_itself_is_cut(pipe: SidaPipeline, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that always says token 9: without the guard, and in the original's decoding, the limit alone stops it."""
+    """A head that says token 9 wherever it may: without the guard, and in the original's decoding, the limit alone stops it."""
     monkeypatch.setattr(pipe.model.lm_head, "forward", lambda states: torch.nn.functional.one_hot(torch.full(states.shape[:-1], 9), 12).float())
     assert [pipe(pictures[0], decode=decode, max_new_tokens=20).ended for decode in ("generate", "reference", "forced")] == [False, False, True]
     asked = pipe._question(pipe.prepare(np.zeros((32, 32, 3), np.uint8)), None, 20, None)
-    assert read(pipe.model, asked).answer_ids == [9]
+    assert read(pipe.model, asked).answer_ids == [9, 9, 9, 0, 9]
     assert read(pipe.model, asked, "reference").answer_ids == [9] * 20
+
+
+def test_an_answer_is_led_out_of_a_loop(pipe: SidaPipeline, pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the next likeliest token, here the one that ends it; what is streamed is what is returned."""
+    stop = pipe._question(pipe.prepare(pictures[0]), None, 20, None).stop_ids[0]
+    likely = torch.zeros(max(stop, 9) + 1)
+    likely[stop], likely[9] = 1, 2
+    monkeypatch.setattr(pipe.model.lm_head, "forward", lambda states: likely.expand(*states.shape[:-1], -1).clone())
+    streamed: list[int] = []
+    asked = replace(pipe._question(pipe.prepare(pictures[0]), None, 20, None), on_token=streamed.append)
+    assert read(pipe.model, asked).answer_ids == [9, 9, 9, stop] == streamed
+    assert pipe(pictures[0]).ended
 
 
 def test_an_explanation_opens_with_the_heads_verdict(pipe: SidaPipeline, pictures: list[Path]) -> None:
