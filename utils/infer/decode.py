@@ -2,7 +2,8 @@
 
 generate   the model writes its answer (greedy, KV cache); the class is read where it was trained, at the state that
            predicts the answer's first token; the mask at the [SEG] it wrote, or at a teacher-forced one if it wrote none.
-explain    the same, but the answer opens with the verdict sentence of that class: the head decides, the text says why.
+explain    the same, but the answer opens with the verdict sentence of that class: the head decides, the text says why. Its first
+           sentence, which names the kind of tampering and no place, is written by all looks together.
 forced     no text: class as above, and for a tampered image the answer template up to [SEG] over the same cache.
 reference  the original's evaluate(): class at the *last* [CLS] of prompt and answer, masks for every [SEG] there, with
            the *first* [CLS] as the attention's query. For comparison with published numbers only.
@@ -29,6 +30,7 @@ from utils.infer.views import average, turned_size, upright
 DECODES = ("generate", "explain", "forced", "reference")
 ROOM = 256  # tokens by which the KV cache grows
 REPEATS, LONGEST_LOOP = 4, 32  # an answer that ends in so many copies of so few tokens would never stop
+SENTENCE = 32  # tokens of it at most
 LOOKS_AT_ONCE = 4  # that an encoder takes on a CPU, whose caches the feature maps of more outgrow
 
 
@@ -44,6 +46,7 @@ class Question:
     original_hw: Size
     max_new_tokens: int = 512
     stop_ids: tuple[int, ...] = ()
+    full_stop: int | None = None  # the token that ends a sentence
     on_token: Callable[[int], None] | None = None
 
     @property
@@ -141,7 +144,7 @@ def read(model: SIDAForCausalLM, question: Question, decode: str = "generate") -
 def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: str = "generate", judge: Callable[[Tensor], Tensor] = likeliest) -> list[Reading]:
     """Answer `questions` together, each as if alone, by one of DECODES; ValueError for another. `judge`: class logits [B, 3] -> labels [B].
 
-    All questions have as many looks, whose class and mask logits are averaged; the first look writes the answer.
+    All questions have as many looks, whose class and mask logits are averaged; the first look writes the answer, but for what `_agree` says.
     """
     if decode not in DECODES:
         raise ValueError(f"decode is {decode!r}: expected one of {DECODES}")
@@ -151,9 +154,12 @@ def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: st
     begun = [_begin(model, group) for group in groups]
     cls_logits = average(torch.cat([logits for _, _, logits in begun]), len(turns))
     judged = judge(cls_logits).tolist()
+    openings = [question.verdicts[label] if decode == "explain" else [] for question, label in zip(questions, judged, strict=True)]
+    if decode == "explain" and len(turns) > 1:
+        openings = _agree(model, questions, begun, openings)
     readings = []
     for group, start, how in zip(groups, begun, (decode, "forced"), strict=False):
-        readings += _go_on(model, group, *start, judged * (len(group) // len(questions)), how)
+        readings += _go_on(model, group, *start, judged * (len(group) // len(questions)), how, openings)
     return [_together(question, cls_logits[i], readings[i :: len(questions)]) for i, question in enumerate(questions)]
 
 
@@ -184,13 +190,19 @@ def _begin(model: SIDAForCausalLM, questions: Sequence[Question]) -> tuple[_Rows
 
 
 def _go_on(
-    model: SIDAForCausalLM, questions: Sequence[Question], rows: _Rows, prompt: Tensor, cls_logits: Tensor, judged: Sequence[int], decode: str
+    model: SIDAForCausalLM,
+    questions: Sequence[Question],
+    rows: _Rows,
+    prompt: Tensor,
+    cls_logits: Tensor,
+    judged: Sequence[int],
+    decode: str,
+    openings: Sequence[list[int]],
 ) -> list[Reading]:
     """From what `_begin` gave to the answers and masks under these verdicts."""
     answers: list[list[int]] = [[] for _ in questions]
     written: list[Tensor] = []
     if decode != "forced":
-        openings = [q.verdicts[label] if decode == "explain" else [] for q, label in zip(questions, judged, strict=True)]
         answers, written = _greedy(model, questions, rows, prompt[:, -1], openings, guarded=decode != "reference")
     if decode == "reference":
         return [_read_reference(model, q, prompt[i], answers[i], [states[i] for states in written]) for i, q in enumerate(questions)]
@@ -206,6 +218,29 @@ def _go_on(
         for i, mask, embedding in zip(tampered, masks, embeddings, strict=True):
             readings[i].mask_logits, readings[i].embedding = mask, embedding[None]
     return readings
+
+
+def _agree(
+    model: SIDAForCausalLM, questions: Sequence[Question], begun: Sequence[tuple[_Rows, Tensor, Tensor]], openings: Sequence[list[int]]
+) -> list[list[int]]:
+    """The openings, and what all looks say next up to the end of a sentence: greedy, of the mean of their log-probabilities.
+
+    `begun` holds every look's rows, a turn's behind one another; they are as before afterwards.
+    """
+    lengths = [rows.mask.shape[1] for rows, _, _ in begun]
+    states, said = torch.cat([prompt[:, -1] for _, prompt, _ in begun]), [opening[:0] for opening in openings]
+    added, writing = list(openings), list(range(len(questions)))
+    while writing:
+        states = torch.cat([rows.extend(added * (len(rows.mask) // len(added)))[:, -1] for rows, _, _ in begun])
+        tokens = average(model.lm_head(states).float().log_softmax(dim=-1), len(states) // len(questions)).argmax(dim=-1).tolist()
+        for i in writing:
+            said[i].append(tokens[i])
+        room = [min(SENTENCE, question.max_new_tokens - len(opening)) for question, opening in zip(questions, openings, strict=True)]
+        writing = [i for i in writing if tokens[i] not in (*questions[i].stop_ids, questions[i].full_stop) and len(said[i]) < room[i]]
+        added = [[token] if i in writing else [] for i, token in enumerate(tokens)]
+    for (rows, _, _), length in zip(begun, lengths, strict=True):
+        rows.rewind(length, list(range(len(rows.mask))))
+    return [opening + more for opening, more in zip(openings, said, strict=True)]
 
 
 def loop_length(ids: Sequence[int]) -> int:

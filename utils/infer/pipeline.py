@@ -199,6 +199,7 @@ class SidaPipeline:
             original_hw=seen.opened.rgb.shape[:2],
             max_new_tokens=min(max_new_tokens, room),
             stop_ids=stop,
+            full_stop=self.tokenizer.encode("a.", bos=False)[-1],
             on_token=self._streamer(on_text),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.sid_set import read_split
 from utils.data.transforms import read_rgb, sam_input
 from utils.eval.judging import look
-from utils.infer.decode import DECODES, read_batch
+from utils.infer.decode import DECODES, Question, read, read_batch
 from utils.infer.pipeline import SidaPipeline
 from utils.infer.views import average, turned, turned_size, upright
 
@@ -102,7 +103,7 @@ def test_looks_are_averaged(pipe: SidaPipeline, pictures: list[np.ndarray], view
 
 @pytest.mark.parametrize("decode", DECODES)
 def test_one_answer_whatever_the_decoding(pipe: SidaPipeline, pictures: list[np.ndarray], decode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text is the upright look's; --decode reference takes no other look."""
+    """What is generated is the upright look's; --decode reference takes no other look."""
     alone = pipe(pictures, decode=decode, max_new_tokens=8)
     several = with_views(pipe, 4, monkeypatch)
     forced, told = several(pictures, decode="forced"), several(pictures, decode=decode, max_new_tokens=8, batch_size=2)
@@ -114,6 +115,37 @@ def test_one_answer_whatever_the_decoding(pipe: SidaPipeline, pictures: list[np.
             assert (four.mask is None) == (four.label is not Label.TAMPERED)
         if decode == "generate":
             assert four.text == one.text
+
+
+def worded(pipe: SidaPipeline, asked: Question, verdict: list[int], limit: int, full_stop: int | None) -> list[int]:
+    """The verdict and six tokens more: of all looks up to the full stop or the limit, then of the upright one. From full forwards, without cache."""
+    ids, looks = list(verdict), asked.images_clip
+    while len(ids) < len(verdict) + 6:
+        clips = looks if len(ids) < len(verdict) + limit else looks[:1]
+        row = torch.cat([asked.prompt_ids, torch.tensor([ids])], dim=1)
+        with torch.inference_mode():
+            scores = [pipe.model(row, images_clip=clip[None]).logits[0, -1].log_softmax(dim=-1) for clip in clips]
+        ids.append(int(torch.stack(scores).mean(dim=0).argmax()))
+        looks = looks[:1] if ids[-1] == full_stop else looks
+    return ids
+
+
+def test_all_looks_word_the_first_sentence(pipe: SidaPipeline, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an explanation, after its verdict: to the limit, or to a full stop."""
+    monkeypatch.setattr("utils.infer.decode.SENTENCE", 4)
+    several, ends, texts, alone = with_views(pipe, 4, monkeypatch), [], [], []
+    for rgb in pictures:
+        asked = replace(several._question(several.prepare(rgb), None, 24, None), full_stop=None)
+        verdict = asked.verdicts[int(read(pipe.model, asked, "forced").cls_logits.argmax())]
+        want = worded(pipe, asked, verdict, 4, None)
+        assert read(pipe.model, asked, "explain").answer_ids[: len(want)] == want
+        alone.append(worded(pipe, asked, verdict, 0, None))
+        ends.append(replace(asked, full_stop=want[len(verdict) + 1]))
+        texts.append(worded(pipe, asked, verdict, 4, ends[-1].full_stop))
+        assert read(pipe.model, ends[-1], "explain").answer_ids[: len(want)] == texts[-1]
+    assert texts != alone
+    for text, reading in zip(texts, read_batch(pipe.model, ends, "explain"), strict=True):
+        assert reading.answer_ids[: len(text)] == text
 
 
 def test_a_picture_asked_again_is_not_encoded_again(pipe: SidaPipeline, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
