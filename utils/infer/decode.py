@@ -228,14 +228,14 @@ def _agree(
     `begun` holds every look's rows, a turn's behind one another; they are as before afterwards.
     """
     lengths = [rows.mask.shape[1] for rows, _, _ in begun]
-    states, said = torch.cat([prompt[:, -1] for _, prompt, _ in begun]), [opening[:0] for opening in openings]
+    room = [min(SENTENCE, question.max_new_tokens - len(opening)) for question, opening in zip(questions, openings, strict=True)]
+    said: list[list[int]] = [[] for _ in questions]
     added, writing = list(openings), list(range(len(questions)))
     while writing:
         states = torch.cat([rows.extend(added * (len(rows.mask) // len(added)))[:, -1] for rows, _, _ in begun])
         tokens = average(model.lm_head(states).float().log_softmax(dim=-1), len(states) // len(questions)).argmax(dim=-1).tolist()
         for i in writing:
             said[i].append(tokens[i])
-        room = [min(SENTENCE, question.max_new_tokens - len(opening)) for question, opening in zip(questions, openings, strict=True)]
         writing = [i for i in writing if tokens[i] not in (*questions[i].stop_ids, questions[i].full_stop) and len(said[i]) < room[i]]
         added = [[token] if i in writing else [] for i, token in enumerate(tokens)]
     for (rows, _, _), length in zip(begun, lengths, strict=True):
