@@ -1,9 +1,10 @@
-"""A noise expert (model/noise.py) learns, from nothing, where pictures were tampered with, patch by patch, and what they are.
+"""A noise expert (model/noise.py) learns where pictures were tampered with, patch by patch, and what they are.
 
     python -m utils.train.noise --dataset_dir data/SID_384 --out runs/small-noise
+    python -m utils.train.noise --dataset_dir data/SID_384 --start runs/small-noise --out runs/small-noise-2
 
-First from crops, which a convolutional network learns from as well and twice as fast, then from whole pictures, in one course. A crop that shows nothing of
-what was tampered with is a real one.
+From nothing, or from where another course left it; first from crops, which a convolutional network learns from as well and twice as fast, then from whole
+pictures. A crop that shows nothing of what was tampered with is a real one.
 
 Dimensions: B batch, S side of the pixels given, C channels of a patch of 8 x 8 pixels.
 """
@@ -115,6 +116,33 @@ def fold(trained: NoiseExpert, plain: NoiseExpert) -> NoiseExpert:
     return plain.eval()
 
 
+@torch.no_grad()
+def unfold(plain: NoiseExpert, learning: NoiseExpert, levels: Tensor) -> NoiseExpert:
+    """`learning`, which has norms, made to do what `plain`, which has none, does; a norm starts with what it would find in `levels` [B, 3, S, S]."""
+    ours, theirs = dict(learning.named_modules()), dict(plain.named_modules())
+
+    def start(conv: nn.Conv2d, _: object, found: Tensor) -> None:
+        variance, mean = torch.var_mean(found.float(), dim=(0, 2, 3))
+        norm = norms[conv]
+        norm.running_mean.copy_(mean - conv.bias)
+        norm.running_var.copy_(variance)
+        norm.bias.copy_(mean)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+
+    norms, handles = {}, []
+    for name, module in theirs.items():
+        if isinstance(module, nn.Conv2d):
+            ours[name].weight.copy_(module.weight)
+            norms[module] = ours[f"{name.removesuffix('.0')}.1"]
+            handles.append(module.register_forward_hook(start))
+        elif isinstance(module, nn.Linear):
+            ours[name].load_state_dict(module.state_dict())
+    plain.patches(levels)
+    for handle in handles:
+        handle.remove()
+    return learning
+
+
 def load_noise(folder: str | Path, width: int) -> NoiseExpert:
     """The expert that `main` wrote to `folder`, for features of `width`. OSError when there is none."""
     path = Path(folder) / WEIGHTS
@@ -135,18 +163,38 @@ def stream(records: Sequence[Record], side: int, crop: int | None, batch_size: i
 
 
 def train(
-    dataset_dir: str, out: str | Path, *, crop: int, crop_steps: int, steps: int, batch_size: int, lr: float, bf16: bool, workers: int, seed: int
+    dataset_dir: str,
+    out: str | Path,
+    *,
+    start: str | None,
+    crop: int,
+    crop_steps: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    bf16: bool,
+    workers: int,
+    seed: int,
 ) -> list[float]:
-    """Write an expert to `out`; returns the sum of the losses of each step. ValueError for a crop that is not whole blocks of the pictures."""
+    """Write an expert to `out`; returns the sum of the losses of each step. It goes on from the one in `start`, if given.
+
+    ValueError for a crop that is not whole blocks of the pictures, OSError where `start` has no expert.
+    """
     torch.manual_seed(seed)
     records = read_split(dataset_dir, "train")
     side = len(decode(records[0])[0])
     if crop % BLOCK or side % BLOCK or not 0 < crop <= side:
         raise ValueError(f"--crop is {crop}, pictures have {side} pixels a side: expected multiples of {BLOCK}, the crop at most the picture")
+    before = None if start is None else load_noise(start, 0)
     Path(out).mkdir(parents=True, exist_ok=True)  # or it fails before the work, not after
-    lesson = NoiseLesson(NoiseExpert(0, norm=True), CHANNELS[-1]).to(memory_format=torch.channels_last).train()
     cropped = islice(stream(records, side, crop, batch_size, workers, seed), crop_steps)
-    losses = pretrain(lesson, chain(cropped, stream(records, side, None, batch_size, workers, seed + 1)), crop_steps + steps, lr, bf16)
+    batches = chain(cropped, stream(records, side, None, batch_size, workers, seed + 1))
+    expert = NoiseExpert(0, norm=True)
+    if before is not None:
+        first = next(batches)
+        expert, batches = unfold(before, expert, first[0].levels), chain([first], batches)
+    lesson = NoiseLesson(expert, CHANNELS[-1]).to(memory_format=torch.channels_last).train()
+    losses = pretrain(lesson, batches, crop_steps + steps, lr, bf16)
     save_file({name: tensor.contiguous() for name, tensor in fold(lesson.expert, NoiseExpert(0)).state_dict().items()}, Path(out) / WEIGHTS)
     return losses
 
@@ -156,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True, help="its train split is used; square pictures of one size")
     parser.add_argument("--out", required=True, help="folder to write, as utils.train.experts reads it")
+    parser.add_argument("--start", help="folder of an expert to go on from (default: from nothing)")
     parser.add_argument("--crop", type=int, default=256, help="side of the crops, pixels")
     parser.add_argument("--crop_steps", type=int, default=5600)
     parser.add_argument("--steps", type=int, default=1600, help="on whole pictures, after that")

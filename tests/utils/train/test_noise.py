@@ -14,7 +14,7 @@ from model.types import Label
 from tests.tiny import build_tiny_set
 from utils.data.sampler import Draw
 from utils.data.sid_set import read_split
-from utils.train.noise import NoiseLesson, Patches, Turned, fold, load_noise, main
+from utils.train.noise import NoiseLesson, Patches, Turned, fold, load_noise, main, unfold
 from utils.train.pretrain import pretrain
 
 
@@ -33,6 +33,19 @@ def test_a_folded_expert_does_what_the_trained_one_did() -> None:
         torch.testing.assert_close(plain.patches(levels), trained.patches(levels), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(plain.picture(plain.patches(levels)), trained.picture(trained.patches(levels)), atol=1e-4, rtol=1e-4)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())
+
+
+def test_an_expert_that_goes_on_starts_as_it_was_left() -> None:
+    """While it learns, too: its norms start with what they find."""
+    torch.manual_seed(0)
+    plain = NoiseExpert(64)
+    levels = torch.randint(0, 256, (4, 3, 64, 64))
+    learning = unfold(plain, NoiseExpert(64, norm=True), levels)
+    with torch.no_grad():
+        for mode in (learning.train(), learning.eval()):
+            torch.testing.assert_close(mode.patches(levels), plain.patches(levels), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(fold(learning, NoiseExpert(64)).patches(levels), plain.patches(levels), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(learning.head.weight, plain.head.weight)
 
 
 def test_a_crop_shows_whole_blocks_and_is_called_what_it_shows(tmp_path: Path) -> None:
@@ -86,6 +99,13 @@ def test_the_command_writes_what_load_noise_reads(tmp_path: Path, capsys: pytest
     expert = load_noise(tmp_path / "noise", 100)
     assert expert.see(torch.randn(2, 3, 64, 64)).shape == (2, 1, 100)
     assert expert.sizes == NoiseExpert(64).sizes
+    assert main([*argv, "--crop", "32", "--start", str(tmp_path / "noise"), "--lr", "1e-6", "--seed", "1", "--out", str(tmp_path / "more")]) == 0
+    for name, tensor in load_noise(tmp_path / "more", 100).state_dict().items():
+        if name.endswith("weight"):
+            assert torch.cosine_similarity(tensor.flatten(), expert.get_parameter(name).flatten(), dim=0) > 0.9, name
+    with pytest.raises(SystemExit):
+        main([*argv, "--crop", "32", "--start", str(tmp_path / "absent"), "--out", str(tmp_path / "bad")])
+    assert f"{tmp_path / 'absent'}/noise.safetensors does not exist" in capsys.readouterr().err
     for crop in ("60", "72"):
         with pytest.raises(SystemExit):
             main([*argv, "--crop", crop, "--out", str(tmp_path / "bad")])
