@@ -110,12 +110,12 @@ def attach(
     pictures: int = 12000,
     workers: int = 1,
 ) -> Path:
-    """Write the checkpoint `version` to `out` with the experts in the folders `clip` and `noise`, or of the checkpoint `given`, instead of those that it has.
+    """Write the checkpoint `version` to `out` with the experts in the folders `clip` and `noise`, else those of the checkpoint `given`, instead of its own.
 
     ValueError for an expert that does not fit its vision tower's width, none at all, or a split that lacks a class.
     """
-    if (clip is None and noise is None) == (given is None):
-        raise ValueError("give --clip, --noise or both, or else --experts: where are the experts to come from?")
+    if clip is None and noise is None and given is None:
+        raise ValueError("give --clip, --noise or --experts: where are the experts to come from?")
     model, tokenizer = load_pretrained(version)
     side = model.config.clip["image_size"]
     experts: dict[str, ContentExpert | NoiseExpert] = {}
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", required=True, help="checkpoint that is to get them")
     parser.add_argument("--clip", help="folder of a small CLIP (utils.train.small_clip)")
     parser.add_argument("--noise", help="folder of a noise expert (utils.train.noise)")
-    parser.add_argument("--experts", dest="given", help="checkpoint whose experts it gets, heads included, instead of those two")
+    parser.add_argument("--experts", dest="given", help="checkpoint whose experts it gets, heads included, where those two give none")
     parser.add_argument("--dataset_dir", required=True, help="its train split fits the CLIP's head, its validation split the weights")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--pictures", type=int, default=12000, help="of the train split, at most")

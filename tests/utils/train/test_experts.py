@@ -65,7 +65,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_pretrained(*load_for_training(build_tiny_lisa(root / "lisa"), "sida"), root / "base")
     build_tiny_set(root / "data", 6, sizes=((64, 64),))
     few = ["--crop", "32", "--crop_steps", "2", "--steps", "2", "--batch_size", "3", "--workers", "0", "--precision", "fp32"]
-    assert train_noise(["--dataset_dir", str(root / "data"), "--out", str(root / "noise"), *few]) == 0
+    for name, seed in (("noise", "0"), ("more-noise", "1")):
+        assert train_noise(["--dataset_dir", str(root / "data"), "--out", str(root / name), "--seed", seed, *few]) == 0
     return root
 
 
@@ -103,12 +104,32 @@ def test_a_checkpoint_gets_those_of_another(root: Path, tmp_path: Path) -> None:
     for expert, other in zip(first.model.experts.values(), second.model.experts.values(), strict=True):
         weight = (other.head.weight / other.head.weight.norm()).flatten() @ (expert.head.weight / expert.head.weight.norm()).flatten()
         assert weight.item() == pytest.approx(1, abs=1e-5)
+    assert (
+        main(
+            [
+                "--version",
+                str(tmp_path / "first"),
+                *data,
+                "--experts",
+                str(tmp_path / "first"),
+                "--noise",
+                str(root / "more-noise"),
+                "--out",
+                str(tmp_path / "third"),
+            ]
+        )
+        == 0
+    )
+    third = load_pretrained(tmp_path / "third")[0].state_dict()
+    assert {name for name in before if ".head." not in name and not torch.equal(before[name], third[name])} == {
+        name for name in before if name.startswith(("model.noise.body", "model.noise.summary"))
+    }
 
 
 def test_none_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version", str(root / "base"), "--dataset_dir", str(root / "data"), "--out", str(tmp_path / "more")])
-    assert "give --clip, --noise or both, or else --experts" in capsys.readouterr().err
+    assert "give --clip, --noise or --experts" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--version", str(root / "base"), "--experts", str(root / "base"), "--dataset_dir", str(root / "data"), "--out", str(tmp_path / "more")])
     assert f"--experts: {root / 'base'} has none" in capsys.readouterr().err
