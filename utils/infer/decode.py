@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +130,15 @@ class _Rows:
         self.mask = self.mask[kept, :length]
 
 
+class _Begun(NamedTuple):
+    """Looks whose prompts have been read."""
+
+    questions: Sequence[Question]
+    rows: _Rows
+    prompt: Tensor  # states [B, T, H]
+    cls_logits: Tensor  # [B, 3]
+
+
 def likeliest(cls_logits: Tensor) -> Tensor:
     """[B, 3] -> the class with the highest logit, [B]."""
     return cls_logits.argmax(dim=-1)
@@ -152,14 +161,14 @@ def read_batch(model: SIDAForCausalLM, questions: Sequence[Question], decode: st
     writing = len(turns) if decode == "forced" else 1  # what writes is read apart from what does not
     groups = [[look for turn in part for look in turn] for part in (turns[:writing], turns[writing:]) if part]
     begun = [_begin(model, group) for group in groups]
-    cls_logits = average(torch.cat([logits for _, _, logits in begun]), len(turns))
+    cls_logits = average(torch.cat([looks.cls_logits for looks in begun]), len(turns))
     judged = judge(cls_logits).tolist()
     openings = [question.verdicts[label] if decode == "explain" else [] for question, label in zip(questions, judged, strict=True)]
     if decode == "explain" and len(turns) > 1:
         openings = _agree(model, questions, begun, openings)
     readings = []
-    for group, start, how in zip(groups, begun, (decode, "forced"), strict=False):
-        readings += _go_on(model, group, *start, judged * (len(group) // len(questions)), how, openings)
+    for looks, how in zip(begun, (decode, "forced"), strict=False):
+        readings += _go_on(model, looks, judged * (len(looks.questions) // len(questions)), how, openings)
     return [_together(question, cls_logits[i], readings[i :: len(questions)]) for i, question in enumerate(questions)]
 
 
@@ -180,26 +189,18 @@ def _in_parts(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return torch.cat([encode(part) for part in images.split(LOOKS_AT_ONCE)]) if images.device.type == "cpu" else encode(images)
 
 
-def _begin(model: SIDAForCausalLM, questions: Sequence[Question]) -> tuple[_Rows, Tensor, Tensor]:
-    """Read the prompts, one look each: the rows, their states [B, T, H] and class logits [B, 3]."""
+def _begin(model: SIDAForCausalLM, questions: Sequence[Question]) -> _Begun:
+    """Read the prompts, one look each."""
     rows = _Rows(model, len(questions), questions[0].prompt_ids.device)
     clip = torch.cat([q.images_clip for q in questions])
     features = _in_parts(model.see, clip)
     prompt = rows.extend([q.prompt_ids[0].tolist() for q in questions], features)
-    return rows, prompt, model.class_logits(prompt[:, -1], features)
+    return _Begun(questions, rows, prompt, model.class_logits(prompt[:, -1], features))
 
 
-def _go_on(
-    model: SIDAForCausalLM,
-    questions: Sequence[Question],
-    rows: _Rows,
-    prompt: Tensor,
-    cls_logits: Tensor,
-    judged: Sequence[int],
-    decode: str,
-    openings: Sequence[list[int]],
-) -> list[Reading]:
-    """From what `_begin` gave to the answers and masks under these verdicts."""
+def _go_on(model: SIDAForCausalLM, begun: _Begun, judged: Sequence[int], decode: str, openings: Sequence[list[int]]) -> list[Reading]:
+    """From read prompts to the answers and masks under these verdicts."""
+    questions, rows, prompt, cls_logits = begun
     answers: list[list[int]] = [[] for _ in questions]
     written: list[Tensor] = []
     if decode != "forced":
@@ -220,26 +221,23 @@ def _go_on(
     return readings
 
 
-def _agree(
-    model: SIDAForCausalLM, questions: Sequence[Question], begun: Sequence[tuple[_Rows, Tensor, Tensor]], openings: Sequence[list[int]]
-) -> list[list[int]]:
+def _agree(model: SIDAForCausalLM, questions: Sequence[Question], begun: Sequence[_Begun], openings: Sequence[list[int]]) -> list[list[int]]:
     """The openings, and what all looks say next up to the end of a sentence: greedy, of the mean of their log-probabilities.
 
-    `begun` holds every look's rows, a turn's behind one another; they are as before afterwards.
+    `begun` holds every look, a turn's behind one another; their rows are as before afterwards.
     """
-    lengths = [rows.mask.shape[1] for rows, _, _ in begun]
     room = [min(SENTENCE, question.max_new_tokens - len(opening)) for question, opening in zip(questions, openings, strict=True)]
     said: list[list[int]] = [[] for _ in questions]
     added, writing = list(openings), list(range(len(questions)))
     while writing:
-        states = torch.cat([rows.extend(added * (len(rows.mask) // len(added)))[:, -1] for rows, _, _ in begun])
+        states = torch.cat([looks.rows.extend(added * (len(looks.questions) // len(added)))[:, -1] for looks in begun])
         tokens = average(model.lm_head(states).float().log_softmax(dim=-1), len(states) // len(questions)).argmax(dim=-1).tolist()
         for i in writing:
             said[i].append(tokens[i])
         writing = [i for i in writing if tokens[i] not in (*questions[i].stop_ids, questions[i].full_stop) and len(said[i]) < room[i]]
         added = [[token] if i in writing else [] for i, token in enumerate(tokens)]
-    for (rows, _, _), length in zip(begun, lengths, strict=True):
-        rows.rewind(length, list(range(len(rows.mask))))
+    for looks in begun:
+        looks.rows.rewind(looks.prompt.shape[1], list(range(len(looks.questions))))
     return [opening + more for opening, more in zip(openings, said, strict=True)]
 
 
