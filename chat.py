@@ -23,7 +23,10 @@ HELP = """/image PATH    load a picture and keep it: from now on only prompts ar
 /mask          show the mask of the last answer, or say where it is
 /report        write the last answer as a JSON report
 /help  /quit   Ctrl-C stops an answer, Ctrl-D leaves, Tab completes paths"""
-DECODE_HELP = "explain: the class head's verdict opens the text; forced: no text; reference repeats the original's evaluate()"
+DECODE_HELP = (
+    "explain: the class head's verdict opens the text (default where the checkpoint has experts); "
+    "generate: the model writes all of it (otherwise); forced: no text; reference repeats the original's evaluate()"
+)
 
 
 def build_parser(stage: str) -> argparse.ArgumentParser:
@@ -42,7 +45,7 @@ def build_parser(stage: str) -> argparse.ArgumentParser:
     add("--load_in_4bit", action=onoff, default=False, help="quantise the language model to 4 bits (nf4)")
     add("--conv_type", choices=["llava_v1", "llava_llama_2"], help="default: the checkpoint's")
     add("--device", help="cpu, cuda, cuda:1 ...; default: the GPU when there is one")
-    add("--decode", choices=["generate", "explain", "forced", "reference"], default="generate", help=DECODE_HELP)
+    add("--decode", choices=["generate", "explain", "forced", "reference"], help=DECODE_HELP)
     add("--prompt", help="ask this once and leave (with --image)")
     add("--image", nargs="+", help="answer about these pictures and leave")
     add("--json", action=onoff, default=False, help="end with one JSON object per picture, the last line of stdout")
@@ -78,7 +81,7 @@ class Chat:
     """Questions about pictures, at a terminal or through a pipe. The picture stays loaded until another is named."""
 
     def __init__(self, pipe: Any, args: argparse.Namespace, stage: str) -> None:
-        self.pipe, self.args, self.stage = pipe, args, stage
+        self.pipe, self.args, self.stage, self.decode = pipe, args, stage, args.decode or pipe.decode
         self.path, self.seen, self.kept = "", None, False  # kept: /image chose it, so its path is not asked for
         self.prompt: str | None = args.prompt
         self.result, self.saved = None, {}
@@ -150,9 +153,9 @@ class Chat:
         """Print the text (on a terminal while it is written), the class and the paths of what was saved. Ctrl-C stops it."""
         if path is not None and not self.look(path):
             return
-        live = Live() if self.args.decode in ("generate", "explain") and sys.stdout.isatty() else None
+        live = Live() if self.decode in ("generate", "explain") and sys.stdout.isatty() else None
         try:
-            result = self.pipe(self.seen, prompt, decode=self.args.decode, max_new_tokens=self.args.model_max_length, on_text=live)
+            result = self.pipe(self.seen, prompt, decode=self.decode, max_new_tokens=self.args.model_max_length, on_text=live)
         except KeyboardInterrupt:
             print("\nstopped")
             return
@@ -192,7 +195,7 @@ class Chat:
 
         path = Path(self.args.vis_save_path) / f"{Path(self.path).stem}_report.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(build(self.pipe, self.result, Rules(), decode=self.args.decode, saved=self.saved), indent=1) + "\n")
+        path.write_text(json.dumps(build(self.pipe, self.result, Rules(), decode=self.decode, saved=self.saved), indent=1) + "\n")
         print(path)
 
 

@@ -84,6 +84,7 @@ class SidaPipeline:
         self.processor = SidaProcessor(tokenizer, model.config)
         self._prompt_ids = lru_cache(maxsize=16)(self.processor.prompt_ids)  # tokenising takes as long as a small picture's pixels
         self._verdicts = tuple(tokenizer.encode(verdict_text(label, "sida"), bos=False) for label in Label)
+        self.decode = "explain" if model.model.experts else "generate"  # a language model does not know what experts say, and might contradict them
 
     @classmethod
     def from_pretrained(
@@ -110,7 +111,7 @@ class SidaPipeline:
         images: Picture | Opened | Seen | Sequence[Picture],
         question: str | None = None,
         *,
-        decode: str = "generate",
+        decode: str | None = None,
         batch_size: int = 8,
         max_new_tokens: int = 512,
         threshold: float | None = None,
@@ -118,10 +119,12 @@ class SidaPipeline:
     ) -> Prediction | list[Prediction]:
         """Ask about one picture (see `intake.Picture`), or about a list of them, `batch_size` at a time; one gives one answer, a list a list.
 
-        `question` defaults to the one the checkpoint was trained on. A picture is fake when the probability of that reaches `threshold`;
-        by default the likeliest class decides. `on_text` receives the text so far of one picture's answer, each time it grows.
+        `question` defaults to the one the checkpoint was trained on, `decode` to explain where it has experts, else to generate. A picture is fake
+        when the probability of that reaches `threshold`; by default the likeliest class decides. `on_text` receives the text so far of one
+        picture's answer, each time it grows.
         FileNotFoundError or ValueError for a picture, question, decode or batch size that does not do.
         """
+        decode = decode or self.decode
         if not isinstance(images, list | tuple):
             return self._answer([images], question, decode, max_new_tokens, threshold, on_text)[0]
         if on_text is not None:

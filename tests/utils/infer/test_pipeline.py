@@ -17,9 +17,12 @@ from model.checkpoint import load_for_training, load_pretrained, save_pretrained
 from model.quantize import quantize
 from model.types import Label
 from tests.tiny import build_tiny_lisa, build_tiny_set
+from utils.data.conversation import answer
 from utils.infer.decode import read
 from utils.infer.pipeline import SidaPipeline
 from utils.infer.visualize import overlay
+
+NOISE = {"channels": [8, 8, 8, 8], "hidden": 16}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,18 @@ def test_tampered_gets_a_mask_at_the_original_size(pipe: SidaPipeline, picture: 
     assert sum(result.probs.values()) == pytest.approx(1)
     assert result.mask.shape == cv2.imread(str(picture)).shape[:2]
     assert result.mask.dtype == bool
+
+
+@pytest.mark.parametrize("label", Label)
+def test_where_experts_decide_too_the_words_are_theirs(tmp_path: Path, picture: Path, label: Label) -> None:
+    model, tokenizer = load_for_training(build_tiny_lisa(tmp_path / "lisa", noise=NOISE), "sida")
+    with torch.no_grad():
+        model.model.noise.head.bias[label] += 50
+    pipe = SidaPipeline(model.eval(), tokenizer, "cpu", torch.float32)
+    result = pipe(picture, max_new_tokens=8)
+    assert result.label is label
+    assert result.text.startswith(answer(label, "sida"))
+    assert not pipe(picture, decode="generate", max_new_tokens=8).text.startswith("[CLS] The image")  # a random model's own words
 
 
 def test_path_and_array_are_the_same(pipe: SidaPipeline, picture: Path) -> None:
