@@ -120,9 +120,10 @@ runs/tiny-joint/merged: | runs/tiny-words-384/merged $(JOINT)
 runs/tiny-clip: | $(READY) $(LARGE)
 	$(PY) -m utils.train.small_clip --dataset_dir $(LARGE) --pictures 24000 --out $@
 
-# And a third, in an hour and five minutes: a convolutional network on noise residuals, from nothing.
+# And a third, in an hour and fifty minutes: a convolutional network on noise residuals, from nothing, in two courses.
 runs/tiny-noise: | $(READY) $(LARGE)
-	$(PY) -m utils.train.noise --dataset_dir $(LARGE) --out $@
+	$(PY) -m utils.train.noise --dataset_dir $(LARGE) --out $@-begun
+	$(PY) -m utils.train.noise --dataset_dir $(LARGE) --start $@-begun --crop_steps 2400 --steps 1200 --lr 0.001 --seed 1 --out $@
 
 # Both checkpoints keep those encoders: one learns SIDA's own question and answer, in ten minutes, the other places and whole descriptions, in an hour and a half.
 # SIDA-tiny has its mask decoder pruned before that, to make room for the experts, which are added when nothing trains any more.
