@@ -107,10 +107,10 @@ def train_dataset(cfg: TrainConfig, records: list[Record], processor: SidaProces
 
 
 def augmentation(cfg: TrainConfig) -> Augmentation | None:
-    """How --turn and --augment change training pictures."""
+    """How --turn, --worn and --augment change training pictures."""
     if cfg.augment:
         return Augmentation(cfg.seed, turn=float(cfg.turn))
-    return turning(cfg.seed) if cfg.turn else None
+    return turning(cfg.seed, cfg.worn) if cfg.turn else None
 
 
 def make_loader(cfg: TrainConfig, dataset: SidaDataset, stream: BatchStream, device: torch.device) -> DataLoader:

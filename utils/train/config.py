@@ -16,7 +16,7 @@ AT_LEAST: dict[str, float] = {
     **dict.fromkeys(("steps_per_epoch", "save_steps", "warmup_steps", "workers", "start_epoch", "early_stop", "lora_r", "lr", "seed"), 0),
     **dict.fromkeys(("ce_loss_weight", "cls_loss_weight", "mask_loss_weight", "bce_loss_weight", "dice_loss_weight", "lora_alpha"), 0),
 }
-FRACTIONS = ("beta1", "beta2", "lora_dropout")  # 0 <= x < 1
+FRACTIONS = ("beta1", "beta2", "lora_dropout", "worn")  # 0 <= x < 1
 UNUSED = "the original reads this flag nowhere, so another value would change nothing"
 QUANTISED = "training embeddings and heads needs unquantised weights; load a finished checkpoint in 4 or 8 bits with chat.py"
 FIXED: dict[str, tuple[Any, str]] = {
@@ -74,6 +74,7 @@ class TrainConfig:
     batch_mixing: Literal["homogeneous", "mixed"] = _flag("homogeneous", "one class per batch, or all")
     turn: bool = _flag(False, "turn training pictures by quarters and mirror them at random, which leaves JPEG's blocks whole")
     augment: bool = _flag(False, "flip, crop, resize, add noise to and JPEG-compress training pictures at random")
+    worn: float = _flag(0.0, "with --turn: chance of another JPEG, half of it each of resizing and noise before")
     cache_features: str = _flag("", "folder to keep what frozen CLIP and SAM see of each picture; filled before the first step")
     lr: float | None = _flag(None, "peak learning rate; None: 1e-5, description 1e-4")
     warmup_steps: int = _flag(100, "optimizer steps of linear warm-up")
@@ -174,6 +175,8 @@ def _refuse(cfg: TrainConfig) -> None:
     for flag in ("train_vision", "turn", "augment"):
         if cfg.cache_features and getattr(cfg, flag):
             raise ValueError(f"--cache_features with --{flag}: features are kept only of encoders and pictures that stay as they are. Leave one of them out.")
+    if cfg.worn and (cfg.augment or not cfg.turn):
+        raise ValueError(f"--worn is {cfg.worn}: expected --turn with it, and no --augment, which has chances of its own")
     if cfg.start_epoch >= cfg.epochs:
         raise ValueError(f"--start_epoch is {cfg.start_epoch} with --epochs {cfg.epochs}: nothing is left to train")
 

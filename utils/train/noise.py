@@ -56,11 +56,11 @@ class Patches(NamedTuple):
 
 
 class Turned(Dataset[Patches]):
-    """Pictures of `side` pixels, turned at random, of which `crop` pixels a side are taken, by whole blocks of JPEG; None: all."""
+    """Pictures of `side` pixels, turned at random and by chance `worn`, of which `crop` pixels a side are taken, by whole blocks of JPEG; None: all."""
 
-    def __init__(self, records: Sequence[Record], side: int, crop: int | None, seed: int) -> None:
+    def __init__(self, records: Sequence[Record], side: int, crop: int | None, worn: float, seed: int) -> None:
         self.records, self.side, self.crop, self.seed = records, side, crop, seed
-        self.turn = turning(seed)
+        self.turn = turning(seed, worn)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -155,10 +155,10 @@ def load_noise(folder: str | Path, width: int) -> NoiseExpert:
     return expert.eval()
 
 
-def stream(records: Sequence[Record], side: int, crop: int | None, batch_size: int, workers: int, seed: int) -> Iterator[tuple[Patches, None]]:
+def stream(records: Sequence[Record], side: int, crop: int | None, worn: float, batch_size: int, workers: int, seed: int) -> Iterator[tuple[Patches, None]]:
     """Endless batches."""
     batches = BatchStream([record.label for record in records], batch_size, seed=seed, mixing="mixed")
-    for batch in DataLoader(Turned(records, side, crop, seed), batch_sampler=batches, num_workers=workers, worker_init_fn=ignore_signals):
+    for batch in DataLoader(Turned(records, side, crop, worn, seed), batch_sampler=batches, num_workers=workers, worker_init_fn=ignore_signals):
         yield Patches(*batch), None
 
 
@@ -170,6 +170,7 @@ def train(
     crop: int,
     crop_steps: int,
     steps: int,
+    worn: float,
     batch_size: int,
     lr: float,
     bf16: bool,
@@ -178,17 +179,19 @@ def train(
 ) -> list[float]:
     """Write an expert to `out`; returns the sum of the losses of each step. It goes on from the one in `start`, if given.
 
-    ValueError for a crop that is not whole blocks of the pictures, OSError where `start` has no expert.
+    ValueError for a crop that is not whole blocks of the pictures or a chance that is none, OSError where `start` has no expert.
     """
     torch.manual_seed(seed)
     records = read_split(dataset_dir, "train")
     side = len(decode(records[0])[0])
     if crop % BLOCK or side % BLOCK or not 0 < crop <= side:
         raise ValueError(f"--crop is {crop}, pictures have {side} pixels a side: expected multiples of {BLOCK}, the crop at most the picture")
+    if not 0 <= worn <= 1:
+        raise ValueError(f"--worn is {worn}: expected a chance, 0 to 1")
     before = None if start is None else load_noise(start, 0)
     Path(out).mkdir(parents=True, exist_ok=True)  # or it fails before the work, not after
-    cropped = islice(stream(records, side, crop, batch_size, workers, seed), crop_steps)
-    batches = chain(cropped, stream(records, side, None, batch_size, workers, seed + 1))
+    cropped = islice(stream(records, side, crop, worn, batch_size, workers, seed), crop_steps)
+    batches = chain(cropped, stream(records, side, None, worn, batch_size, workers, seed + 1))
     expert = NoiseExpert(0, norm=True)
     if before is not None:
         first = next(batches)
@@ -208,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--crop", type=int, default=256, help="side of the crops, pixels")
     parser.add_argument("--crop_steps", type=int, default=5600)
     parser.add_argument("--steps", type=int, default=1600, help="on whole pictures, after that")
+    parser.add_argument("--worn", type=float, default=0.0, help="chance of another JPEG, half of it each of resizing and noise before")
     parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")

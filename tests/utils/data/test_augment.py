@@ -69,6 +69,16 @@ def test_turning_moves_whole_blocks_in_eight_ways() -> None:
     assert turning(0)(rgb, None, Draw(0, 0))[1] is None
 
 
+def test_a_worn_picture_is_turned_alike_and_compressed_once_more() -> None:
+    rgb, gray = tampered(64, 48)
+    for index in range(8):
+        (plain, mask), (worn, same) = (turning(0, chance)(rgb, gray, Draw(index, 0)) for chance in (0.0, 1.0))
+        np.testing.assert_array_equal(mask, same)
+        assert worn.shape == plain.shape
+        assert not np.array_equal(worn, plain)
+        np.testing.assert_allclose(worn.mean(axis=(0, 1)), plain.mean(axis=(0, 1)), atol=4)
+
+
 def test_nothing_happens_at_chance_0() -> None:
     rgb, gray = tampered(50, 70)
     picture, mask = only()(rgb, gray, Draw(0, 0))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model.checkpoint import canonical
+from utils.data.augment import turning
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset
 from utils.train.build import compile_layers, make_processor, read_records, train_dataset, trainable_model
@@ -73,7 +74,9 @@ def test_every_used_part_of_the_towers_moves(place: Path) -> None:
     """Idle are only what follows CLIP's selected layer, and its key biases, which attention's softmax cancels."""
     moved, trained = moved_by_a_step(config(place, train_vision=True))
     still = {canonical(name) for name in trained - moved if family(name) in TOWERS}
-    assert all(name.startswith(("model.vision_tower.encoder.layers.2.", "model.vision_tower.post_layernorm.")) or name.endswith("k_proj.bias") for name in still)
+    assert all(
+        name.startswith(("model.vision_tower.encoder.layers.2.", "model.vision_tower.post_layernorm.")) or name.endswith("k_proj.bias") for name in still
+    )
 
 
 def test_without_a_compiler_training_goes_on(place: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -112,6 +115,7 @@ def test_only_training_is_augmented(place: Path) -> None:
     records, processor = read_records(cfg, "train"), make_processor(cfg, model, tokenizer)
     assert train_dataset(cfg, records, processor).augment.seed == 3
     assert train_dataset(config(place), records, processor).augment is None
+    assert train_dataset(config(place, turn=True, worn=0.4, seed=3), records, processor).augment == turning(3, 0.4)
     plain, changed = SidaDataset(records, processor)[0], train_dataset(cfg, records, processor)[0]
     assert plain.image_sam.shape == changed.image_sam.shape
     assert not torch.equal(plain.image_sam, changed.image_sam)

@@ -51,7 +51,7 @@ def test_an_expert_that_goes_on_starts_as_it_was_left() -> None:
 def test_a_crop_shows_whole_blocks_and_is_called_what_it_shows(tmp_path: Path) -> None:
     """Each draw another one, the same whenever it is drawn; real where nothing tampered with is in it."""
     records = [record for record in read_split(build_tiny_set(tmp_path / "data", 6, sizes=((64, 64),)), "train") if record.label is Label.TAMPERED]
-    whole, crops = Turned(records, 64, None, 0), Turned(records, 64, 16, 0)
+    whole, crops = Turned(records, 64, None, 0.0, 0), Turned(records, 64, 16, 0.0, 0)
     seen = {Label.REAL: 0, Label.TAMPERED: 0}
     for i in range(len(records)):
         for turn in range(12):
@@ -99,7 +99,7 @@ def test_the_command_writes_what_load_noise_reads(tmp_path: Path, capsys: pytest
     expert = load_noise(tmp_path / "noise", 100)
     assert expert.see(torch.randn(2, 3, 64, 64)).shape == (2, 1, 100)
     assert expert.sizes == NoiseExpert(64).sizes
-    assert main([*argv, "--crop", "32", "--start", str(tmp_path / "noise"), "--lr", "1e-6", "--seed", "1", "--out", str(tmp_path / "more")]) == 0
+    assert main([*argv, "--crop", "32", "--start", str(tmp_path / "noise"), "--lr", "1e-6", "--worn", "0.5", "--out", str(tmp_path / "more")]) == 0
     for name, tensor in load_noise(tmp_path / "more", 100).state_dict().items():
         if name.endswith("weight"):
             assert torch.cosine_similarity(tensor.flatten(), expert.get_parameter(name).flatten(), dim=0) > 0.9, name
@@ -110,4 +110,7 @@ def test_the_command_writes_what_load_noise_reads(tmp_path: Path, capsys: pytest
         with pytest.raises(SystemExit):
             main([*argv, "--crop", crop, "--out", str(tmp_path / "bad")])
         assert f"--crop is {crop}, pictures have 64 pixels a side: expected multiples of 8" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*argv, "--crop", "32", "--worn", "30", "--out", str(tmp_path / "bad")])
+    assert "--worn is 30.0: expected a chance, 0 to 1" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
