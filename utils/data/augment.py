@@ -68,12 +68,12 @@ class Augmentation:
         return _jpeg(rgb) if _happens(self.jpeg) else rgb
 
 
-def turning(seed: int, worn: float = 0.0) -> Augmentation:
-    """Turns and mirrors: they leave JPEG's blocks whole, and with them the traces of tampering that anything else would blur.
+def mild(seed: int, turn: bool = True, worn: float = 0.0) -> Augmentation:
+    """Turns and mirrors, if `turn`: they leave JPEG's blocks whole, and with them the traces of tampering that anything else would blur.
 
     `worn` (0..1) is the chance that a picture is compressed once more, half of it each that it is resized or given noise before.
     """
-    return Augmentation(seed, turn=1.0, flip=0.0, crop=0.0, resize=worn / 2, noise=worn / 2, jpeg=worn)
+    return Augmentation(seed, turn=float(turn), flip=0.0, crop=0.0, resize=worn / 2, noise=worn / 2, jpeg=worn)
 
 
 def _turned(rgb: np.ndarray, gray: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -14,7 +14,7 @@ from model.lora import add_lora, set_trainable
 from model.losses import LossWeights
 from model.sida import SIDAForCausalLM
 from model.tokens import SidaTokenizer
-from utils.data.augment import Augmentation, turning
+from utils.data.augment import Augmentation, mild
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.features import FeatureCache
@@ -110,7 +110,7 @@ def augmentation(cfg: TrainConfig) -> Augmentation | None:
     """How --turn, --worn and --augment change training pictures."""
     if cfg.augment:
         return Augmentation(cfg.seed, turn=float(cfg.turn))
-    return turning(cfg.seed, cfg.worn) if cfg.turn else None
+    return mild(cfg.seed, cfg.turn, cfg.worn) if cfg.turn or cfg.worn else None
 
 
 def make_loader(cfg: TrainConfig, dataset: SidaDataset, stream: BatchStream, device: torch.device) -> DataLoader:

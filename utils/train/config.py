@@ -74,7 +74,7 @@ class TrainConfig:
     batch_mixing: Literal["homogeneous", "mixed"] = _flag("homogeneous", "one class per batch, or all")
     turn: bool = _flag(False, "turn training pictures by quarters and mirror them at random, which leaves JPEG's blocks whole")
     augment: bool = _flag(False, "flip, crop, resize, add noise to and JPEG-compress training pictures at random")
-    worn: float = _flag(0.0, "with --turn: chance of another JPEG, half of it each of resizing and noise before")
+    worn: float = _flag(0.0, "chance of another JPEG, half of it each of resizing and noise before")
     cache_features: str = _flag("", "folder to keep what frozen CLIP and SAM see of each picture; filled before the first step")
     lr: float | None = _flag(None, "peak learning rate; None: 1e-5, description 1e-4")
     warmup_steps: int = _flag(100, "optimizer steps of linear warm-up")
@@ -172,11 +172,11 @@ def _refuse(cfg: TrainConfig) -> None:
     for name in FRACTIONS:
         if not 0 <= getattr(cfg, name) < 1:
             raise ValueError(f"--{name} is {getattr(cfg, name)}: expected 0 <= {name} < 1")
-    for flag in ("train_vision", "turn", "augment"):
+    for flag in ("train_vision", "turn", "worn", "augment"):
         if cfg.cache_features and getattr(cfg, flag):
             raise ValueError(f"--cache_features with --{flag}: features are kept only of encoders and pictures that stay as they are. Leave one of them out.")
-    if cfg.worn and (cfg.augment or not cfg.turn):
-        raise ValueError(f"--worn is {cfg.worn}: expected --turn with it, and no --augment, which has chances of its own")
+    if cfg.worn and cfg.augment:
+        raise ValueError(f"--worn is {cfg.worn}: --augment has chances of its own. Leave one of them out.")
     if cfg.start_epoch >= cfg.epochs:
         raise ValueError(f"--start_epoch is {cfg.start_epoch} with --epochs {cfg.epochs}: nothing is left to train")
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from model.checkpoint import load_pretrained, save_pretrained
 from model.types import Batch
 from model.vision import Echoed, TraceStem
-from utils.data.augment import turning
+from utils.data.augment import mild
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.explanation import parse
@@ -79,7 +79,7 @@ def add_echo(version: str | Path, dataset_dir: str, out: str | Path, *, steps: i
     stem.echoed = Echoed(model.config.clip["hidden_size"])
     for fields in (model.config.clip, vars(model.model.vision_tower.config)):
         fields["stem"] = fields["stem"] | {"echoes": True}
-    dataset = SidaDataset(records, SidaProcessor(tokenizer, model.config), augment=turning(seed))
+    dataset = SidaDataset(records, SidaProcessor(tokenizer, model.config), augment=mild(seed))
     stream = BatchStream(dataset.labels, batch_size, seed=seed, mixing="mixed")
     loader = DataLoader(dataset, batch_sampler=stream, num_workers=workers, collate_fn=collate, worker_init_fn=ignore_signals)
     batches = iter(loader)

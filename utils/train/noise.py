@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from model.noise import CHANNELS, NoiseExpert
 from model.types import Label
 from model.vision import BLOCK
-from utils.data.augment import turning
+from utils.data.augment import mild
 from utils.data.dataset import decode
 from utils.data.records import Record
 from utils.data.sampler import BatchStream, Draw
@@ -60,7 +60,7 @@ class Turned(Dataset[Patches]):
 
     def __init__(self, records: Sequence[Record], side: int, crop: int | None, worn: float, seed: int) -> None:
         self.records, self.side, self.crop, self.seed = records, side, crop, seed
-        self.turn = turning(seed, worn)
+        self.turn = mild(seed, worn=worn)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -29,7 +29,7 @@ from model.checkpoint import load_for_training, write_encoders
 from model.sida import SIDAForCausalLM
 from model.types import Batch, Label
 from model.vision import TraceStem
-from utils.data.augment import turning
+from utils.data.augment import mild
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset, SidaProcessor
 from utils.data.explanation import parse
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokenizer = load_for_training(args.version, "sida")
     records = read_split(args.dataset_dir, "train", descriptions=True)
     patches = PatchClasses(records)
-    dataset = SidaDataset(records, SidaProcessor(tokenizer, model.config), augment=turning(args.seed))
+    dataset = SidaDataset(records, SidaProcessor(tokenizer, model.config), augment=mild(args.seed))
     stream = BatchStream(dataset.labels, args.batch_size, seed=args.seed, mixing="mixed")
     loader = DataLoader(dataset, batch_sampler=stream, num_workers=args.workers, collate_fn=collate, worker_init_fn=ignore_signals)
     batches = iter(loader)

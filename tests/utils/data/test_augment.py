@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data.augment import AREA, NOISE, Augmentation, turning
+from utils.data.augment import AREA, NOISE, Augmentation, mild
 from utils.data.sampler import Draw
 
 NEVER = {"flip": 0.0, "crop": 0.0, "resize": 0.0, "noise": 0.0, "jpeg": 0.0}
@@ -61,18 +61,19 @@ def test_turning_moves_whole_blocks_in_eight_ways() -> None:
     rgb, gray = tampered(64, 48)
     seen = set()
     for index in range(80):
-        picture, mask = turning(0)(rgb, gray, Draw(index, 0))
+        picture, mask = mild(0)(rgb, gray, Draw(index, 0))
         assert picture.flags.c_contiguous
         np.testing.assert_array_equal(picture.mean(axis=2) > 160, mask > 0)
         seen.add((mask.shape, mask.tobytes()))
     assert len(seen) == 8
-    assert turning(0)(rgb, None, Draw(0, 0))[1] is None
+    assert mild(0)(rgb, None, Draw(0, 0))[1] is None
 
 
-def test_a_worn_picture_is_turned_alike_and_compressed_once_more() -> None:
+@pytest.mark.parametrize("turn", [True, False])
+def test_a_worn_picture_is_turned_alike_and_compressed_once_more(turn: bool) -> None:
     rgb, gray = tampered(64, 48)
     for index in range(8):
-        (plain, mask), (worn, same) = (turning(0, chance)(rgb, gray, Draw(index, 0)) for chance in (0.0, 1.0))
+        (plain, mask), (worn, same) = (mild(0, turn, chance)(rgb, gray, Draw(index, 0)) for chance in (0.0, 1.0))
         np.testing.assert_array_equal(mask, same)
         assert worn.shape == plain.shape
         assert not np.array_equal(worn, plain)

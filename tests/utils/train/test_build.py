@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.checkpoint import canonical
-from utils.data.augment import turning
+from utils.data.augment import mild
 from utils.data.collate import collate
 from utils.data.dataset import SidaDataset
 from utils.train.build import compile_layers, make_processor, read_records, train_dataset, trainable_model
@@ -115,7 +115,8 @@ def test_only_training_is_augmented(place: Path) -> None:
     records, processor = read_records(cfg, "train"), make_processor(cfg, model, tokenizer)
     assert train_dataset(cfg, records, processor).augment.seed == 3
     assert train_dataset(config(place), records, processor).augment is None
-    assert train_dataset(config(place, turn=True, worn=0.4, seed=3), records, processor).augment == turning(3, 0.4)
+    assert train_dataset(config(place, turn=True, worn=0.4, seed=3), records, processor).augment == mild(3, worn=0.4)
+    assert train_dataset(config(place, worn=0.4, seed=3), records, processor).augment == mild(3, turn=False, worn=0.4)
     plain, changed = SidaDataset(records, processor)[0], train_dataset(cfg, records, processor)[0]
     assert plain.image_sam.shape == changed.image_sam.shape
     assert not torch.equal(plain.image_sam, changed.image_sam)

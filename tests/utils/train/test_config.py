@@ -136,8 +136,8 @@ def test_language_weight(argv: list[str], weight: float) -> None:
         (["--lora_dropout", "1"], "--lora_dropout is 1.0: expected 0 <= lora_dropout < 1"),
         (["--beta2", "-0.1"], "--beta2 is -0.1"),
         (["--turn", "--worn", "1"], "--worn is 1.0: expected 0 <= worn < 1"),
-        (["--worn", "0.3"], "--worn is 0.3: expected --turn with it, and no --augment"),
-        (["--turn", "--augment", "--worn", "0.3"], "--worn is 0.3: expected --turn with it, and no --augment"),
+        (["--augment", "--worn", "0.3"], "--worn is 0.3: --augment has chances of its own"),
+        (["--cache_features", "kept", "--worn", "0.3"], "--cache_features with --worn: features are kept only of encoders and pictures that stay as they are"),
         (["--start_epoch", "10"], "nothing is left"),
     ],
 )
