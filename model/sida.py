@@ -66,17 +66,22 @@ class SIDAForCausalLM(LlamaForCausalLM):
         features = self.see(images_clip)[:, : self.config.image_patches]
         return self.model.mm_projector(features.to(self.model.mm_projector.weight.dtype))
 
+    @property
+    def heard(self) -> list[ContentExpert | NoiseExpert]:
+        """The experts, or none while the network trains: surer of train pictures than of any other, they would leave the class head nothing to learn."""
+        return [] if self.training else list(self.model.experts.values())
+
     def see(self, images_clip: Tensor) -> Tensor:
         """[B, 3, 224, 224] CLIP-normalised pixels -> features [B, P, D]: the tower's patches of the selected layer, the class token first if selected.
 
-        Behind them comes what experts see, if there are any. What is features already stays.
+        Behind them comes what `heard` experts see, if there are any. What is features already stays.
         """
         if images_clip.ndim == 3:
             return images_clip
         states = self.model.vision_tower(images_clip, output_hidden_states=True).hidden_states
         features = states[self.config.mm_vision_select_layer]
         features = features[:, 1:] if self.config.mm_vision_select_feature == "patch" else features
-        return torch.cat([features, *(expert.see(images_clip) for expert in self.model.experts.values())], dim=1)
+        return torch.cat([features, *(expert.see(images_clip) for expert in self.heard)], dim=1)
 
     def embed(self, input_ids: Tensor, images_clip: Tensor | None = None) -> Tensor:
         """[B, T] ids -> [B, T, H]; the placeholders become the images' patches, in order."""
@@ -95,7 +100,7 @@ class SIDAForCausalLM(LlamaForCausalLM):
     def class_logits(self, states: Tensor, features: Tensor) -> Tensor:
         """[B, H] states that predict [CLS], [B, P, D] what `see` made of the same pictures -> [B, 3]."""
         logits, told = self.model.cls_head[0](states), features[:, self.config.image_patches :]
-        for expert in self.model.experts.values():
+        for expert in self.heard:
             logits = logits + expert(told[:, : expert.rows])
             told = told[:, expert.rows :]
         return logits

@@ -96,6 +96,23 @@ def test_both_experts_logits_are_added(pipe: SidaPipeline, decode: str, kept: bo
     torch.testing.assert_close(both, read(pipe.model, question, decode).cls_logits + told[0], atol=1e-4, rtol=1e-4)
 
 
+def test_they_are_not_heard_while_the_network_trains(folder: Path, tmp_path: Path) -> None:
+    """From pixels and from kept features alike: the class head's verdict is its own then, theirs is back when it is asked."""
+    model, tokenizer = load_pretrained(folder)
+    batch, _ = collate([SidaDataset(read_split(build_tiny_set(tmp_path / "data"), "train"), SidaProcessor(tokenizer, model.config))[0]])
+    inputs = batch.model_inputs()
+    with torch.no_grad():
+        together = model(**inputs).cls_logits
+        kept = model.see(inputs["images_clip"])
+        alone = model.train()(**inputs).cls_logits
+        assert (together - alone).abs().max() > 1e-3
+        torch.testing.assert_close(model(**inputs | {"images_clip": kept}).cls_logits, alone)
+        for expert in model.model.experts.values():
+            expert.head.weight.zero_()
+            expert.head.bias.zero_()
+        torch.testing.assert_close(model.eval()(**inputs).cls_logits, alone)
+
+
 def test_what_they_see_is_kept_with_the_features(folder: Path, tmp_path: Path) -> None:
     """A cache knows how much that is, and that another expert's is something else; what an expert says of it may change."""
     model, tokenizer = load_pretrained(folder)
