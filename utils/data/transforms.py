@@ -21,8 +21,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SAM_SHIFT, SAM_SCALE = (torch.tensor(values).view(3, 1, 1) for values in (SAM_MEAN, SAM_STD))
 CLIP_SHIFT, CLIP_SCALE = (np.array(values, dtype=np.float32) for values in (CLIP_MEAN, CLIP_STD))
 LONGEST = 64  # times the short side: a line of 1 x 60 000 pixels would become 224 x 13 million
+# of a grey level; a table also costs the same when other processes keep the cores busy, torch's threads wait for each other then
 GREY_VALUES = (np.arange(256) / 255.0).astype(np.float32)
-CLIP_VALUES = (((np.arange(256) * (1 / 255)).astype(np.float32)[:, None] - CLIP_SHIFT) / CLIP_SCALE)[None]  # of a grey level, [1, 256, 3]
+SAM_VALUES = ((torch.arange(256.0)[:, None] - SAM_SHIFT.flatten()) / SAM_SCALE.flatten()).numpy()[None]  # [1, 256, 3]
+CLIP_VALUES = (((np.arange(256) * (1 / 255)).astype(np.float32)[:, None] - CLIP_SHIFT) / CLIP_SCALE)[None]
 
 
 def read_rgb(path: Path | str | Stored) -> np.ndarray:
@@ -79,9 +81,9 @@ def sam_input(rgb: np.ndarray, side: int) -> tuple[Tensor, Size]:
     """uint8 [H, W, 3] -> float32 [3, side, side] and (h, w), the part of it that is not padding."""
     resized = resize_longest_side(rgb, side)
     h, w = resized.shape[:2]
-    padded = torch.zeros(3, side, side)
-    padded[:, :h, :w].copy_(torch.tensor(resized).permute(2, 0, 1)).sub_(SAM_SHIFT).div_(SAM_SCALE)  # in place: half the time
-    return padded, (h, w)
+    padded = np.zeros((3, side, side), dtype=np.float32)
+    padded[:, :h, :w] = cv2.LUT(resized, SAM_VALUES).transpose(2, 0, 1)
+    return torch.from_numpy(padded), (h, w)
 
 
 def mask_target(gray: np.ndarray, side: int) -> Tensor:
