@@ -68,7 +68,7 @@ class SIDAForCausalLM(LlamaForCausalLM):
 
     @property
     def heard(self) -> list[ContentExpert | NoiseExpert]:
-        """The experts, or none while the network trains: surer of train pictures than of any other, they would leave the class head nothing to learn."""
+        """The experts, or none while the network trains: surer of train pictures than of any other, they would leave the class head little to learn."""
         return [] if self.training else list(self.model.experts.values())
 
     def see(self, images_clip: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def test_its_logits_are_added_however_a_picture_is_asked_about(pipe: SidaPipelin
 
 
 def test_it_is_saved_and_loaded_and_stays_as_it_is_in_training(folder: Path, tmp_path: Path) -> None:
-    """A loss counts it; its weights are of no stage."""
+    """The loss of a validation counts it; its weights are of no stage."""
     model, tokenizer = load_pretrained(folder)
     again, _ = load_pretrained(save_pretrained(model, tokenizer, tmp_path / "again"))
     names = {name for name in model.state_dict() if name.startswith("model.content.")}

@@ -56,7 +56,7 @@ class Patches(NamedTuple):
 
 
 class Turned(Dataset[Patches]):
-    """Pictures of `side` pixels, turned at random and by chance `worn`, of which `crop` pixels a side are taken, by whole blocks of JPEG; None: all."""
+    """Pictures of `side` pixels, turned at random, worn with that chance, of which `crop` pixels a side are taken, by whole blocks of JPEG; None: all."""
 
     def __init__(self, records: Sequence[Record], side: int, crop: int | None, worn: float, seed: int) -> None:
         self.records, self.side, self.crop, self.seed = records, side, crop, seed
