@@ -52,17 +52,17 @@ def attention_written_out(model: SIDAForCausalLM) -> Iterator[None]:
 @torch.inference_mode()
 def answer(model: SIDAForCausalLM, asked: Question, tokens: int) -> Reading:
     """Write `tokens` tokens, each from scratch; the class, and for a tampered picture the mask at the [SEG] of a teacher-forced answer."""
-    ids = asked.prompt_ids
+    ids = torch.tensor([asked.prompt_ids])
     with attention_written_out(model):
         for _ in range(tokens):
             out = model(ids, images_clip=asked.images_clip)
             ids = torch.cat([ids, out.logits[:, -1:].argmax(dim=-1)], dim=1)
-        start = asked.prompt_ids.shape[1]
+        start = len(asked.prompt_ids)
         cls_logits = model.class_logits(out.hidden[:, start - 1], model.see(asked.images_clip))
         embedding = model.model.visual_model.encode(asked.images_sam)  # whatever the class
         masks = None
         if int(cls_logits.argmax()) == Label.TAMPERED:
-            told = torch.cat([asked.prompt_ids, torch.tensor([asked.tampered_ids])], dim=1)
+            told = torch.tensor([asked.prompt_ids + asked.tampered_ids])
             state = model(told, images_clip=asked.images_clip).hidden[0, -1:]
             (low_res,) = model.low_res_masks(embedding, [state], cls_logits)
             masks = model.model.visual_model.upscale(low_res, asked.resized_hw, asked.original_hw)

@@ -36,9 +36,9 @@ LOOKS_AT_ONCE = 4  # that an encoder takes on a CPU, whose caches the feature ma
 
 @dataclass
 class Question:
-    """One image and its prompt, as tensors on the model's device. V looks at the image are averaged, each a quarter turn further (views.py)."""
+    """One image, as tensors on the model's device, and its prompt. V looks at the image are averaged, each a quarter turn further (views.py)."""
 
-    prompt_ids: Tensor  # int64 [1, T]
+    prompt_ids: list[int]
     verdicts: tuple[list[int], ...]  # token ids of each class's verdict sentence; the tampered one ends in [SEG]
     images_clip: Tensor  # [V, 3, 224, 224], or the tower's features [V, P, D]
     images_sam: Tensor  # [V, 3, S, S], or SAM's embeddings [V, E, S/16, S/16]
@@ -191,10 +191,10 @@ def _in_parts(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 def _begin(model: SIDAForCausalLM, questions: Sequence[Question]) -> _Begun:
     """Read the prompts, one look each."""
-    rows = _Rows(model, len(questions), questions[0].prompt_ids.device)
     clip = torch.cat([q.images_clip for q in questions])
+    rows = _Rows(model, len(questions), clip.device)
     features = _in_parts(model.see, clip)
-    prompt = rows.extend([q.prompt_ids[0].tolist() for q in questions], features)
+    prompt = rows.extend([q.prompt_ids for q in questions], features)
     return _Begun(questions, rows, prompt, model.class_logits(prompt[:, -1], features))
 
 
@@ -288,11 +288,11 @@ def _masks(model: SIDAForCausalLM, questions: Sequence[Question], states: list[T
 
 def _read_reference(model: SIDAForCausalLM, question: Question, prompt: Tensor, answer: list[int], written: list[Tensor]) -> Reading:
     """`prompt` are states [T, H], padded on the left; `written` those that predict the answer's tokens, A x [H] or more."""
-    ids = torch.cat([question.prompt_ids, torch.tensor([answer], device=question.prompt_ids.device)], dim=1)
-    states = torch.cat([prompt[-question.prompt_ids.shape[1] :], *(state[None] for state in written[1 : len(answer)])])
+    ids = torch.tensor([question.prompt_ids + answer], device=prompt.device)
+    states = torch.cat([prompt[-len(question.prompt_ids) :], *(state[None] for state in written[1 : len(answer)])])
     before = positions_before(ids, model.cls_id)[0, :-1]
     if not before.any():
-        return Reading(torch.full((3,), float("nan")), answer_ids=answer)
+        return Reading(prompt.new_full((3,), float("nan")), answer_ids=answer)
     cls_logits = model.class_logits(states[before], model.see(question.images_clip))
     if int(cls_logits[-1].argmax()) != Label.TAMPERED:
         return Reading(cls_logits[-1], answer_ids=answer)

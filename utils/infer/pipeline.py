@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -181,7 +182,8 @@ class SidaPipeline:
         readings = read_batch(self.model, questions, decode, lambda logits: self._judge(logits, threshold))
         for one, reading in zip(seen, readings, strict=True):
             one.images_sam = one.images_sam if reading.embedding is None else reading.embedding
-        answered = [(reading, *self._verdict(reading, threshold), self._mask(reading)) for reading in readings]
+        verdicts = self._decide(torch.stack([reading.cls_logits for reading in readings]), threshold)
+        answered = [(reading, *verdict, self._mask(reading)) for reading, verdict in zip(readings, verdicts, strict=True)]
         seconds = (time.perf_counter() - start) / len(images)
         ended = [decode == "forced" or reading.answer_ids[-1] in question.stop_ids for question, reading in zip(questions, readings, strict=True)]
         return [
@@ -194,7 +196,7 @@ class SidaPipeline:
         room = self.model.config.max_position_embeddings - len(prompt_ids)
         stop = (self.tokenizer.eos_id, *([self.tokenizer.id_of(END_TOKEN)] if END_TOKEN in self.tokenizer.added else []))
         return Question(
-            prompt_ids=torch.tensor([prompt_ids], device=self.device),
+            prompt_ids=prompt_ids,
             verdicts=self._verdicts,
             images_clip=seen.images_clip,
             images_sam=seen.images_sam,
@@ -233,11 +235,13 @@ class SidaPipeline:
         fake = 1 - self._probabilities(cls_logits)[:, Label.REAL] >= threshold
         return torch.where(fake, 1 + cls_logits[:, 1:].argmax(dim=-1), Label.REAL)
 
-    def _verdict(self, reading: Reading, threshold: float | None) -> tuple[Label | None, dict[str, float]]:
-        if reading.cls_logits.isnan().any():
-            return None, {}
-        probs = self._probabilities(reading.cls_logits)
-        return Label(int(self._judge(reading.cls_logits[None], threshold))), {label.title: float(probs[label]) for label in Label}
+    def _decide(self, cls_logits: Tensor, threshold: float | None) -> list[tuple[Label | None, dict[str, float]]]:
+        """[B, 3] -> label and probabilities of each, none where there is no number: read from the device once, not for each picture."""
+        labels, probs = self._judge(cls_logits, threshold).tolist(), self._probabilities(cls_logits).tolist()
+        return [
+            (None, {}) if any(map(math.isnan, row)) else (Label(chosen), {label.title: row[label] for label in Label})
+            for chosen, row in zip(labels, probs, strict=True)
+        ]
 
     def _text(self, reading: Reading, label: Label | None, decode: str) -> str:
         if decode == "reference" and label is not None and self.model.config.stage == "sida":

@@ -41,15 +41,14 @@ def pipe(tmp_path_factory: pytest.TempPathFactory, pictures: list[Path]) -> Sida
 def questions(pipe: SidaPipeline, pictures: list[Path], tokens: int = 8) -> list[Question]:
     """One per picture, with prompts of three lengths and masks wanted at the training size."""
     asked = [pipe._question(pipe.prepare(path), PROMPTS[i % 3], tokens, None) for i, path in enumerate(pictures)]
-    assert len({q.prompt_ids.shape[1] for q in asked}) == 3
+    assert len({len(q.prompt_ids) for q in asked}) == 3
     assert len({q.resized_hw for q in asked}) > 1
     return [replace(q, original_hw=q.resized_hw) for q in asked]
 
 
 def full_forward(pipe: SidaPipeline, question: Question) -> SidaOutput:
     """Teacher-forced on the tampered answer, without cache or batch."""
-    answer = torch.tensor([[*question.tampered_ids, pipe.model.seg_id]])
-    ids = torch.cat([question.prompt_ids, answer], dim=1)
+    ids = torch.tensor([[*question.prompt_ids, *question.tampered_ids, pipe.model.seg_id]])
     with torch.inference_mode():
         return pipe.model(ids, images_clip=question.images_clip, images_sam=question.images_sam, resized_hw=[question.resized_hw])
 
@@ -90,7 +89,7 @@ def test_answers_of_different_lengths_equal_uncached_ones(pipe: SidaPipeline, pi
     alone = [read(pipe.model, question).answer_ids for question in asked]
     asked = [replace(q, max_new_tokens=3 + 2 * i) if i % 2 else replace(q, stop_ids=(alone[i][4],)) for i, q in enumerate(asked)]
     for i, (question, reading) in enumerate(zip(asked, read_batch(pipe.model, asked), strict=True)):
-        want, ids = [], question.prompt_ids
+        want, ids = [], torch.tensor([question.prompt_ids])
         while len(want) < question.max_new_tokens and not (want and want[-1] in question.stop_ids):
             with torch.inference_mode():
                 want.append(int(pipe.model(ids, images_clip=question.images_clip).logits[0, -1].argmax()))

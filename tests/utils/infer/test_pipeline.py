@@ -78,7 +78,7 @@ def test_cached_answer_equals_the_uncached_one(pipe: SidaPipeline, picture: Path
 
     question = pipe._question(pipe.prepare(picture), None, 12, None)
     answer = read(pipe.model, question).answer_ids
-    ids = question.prompt_ids
+    ids = torch.tensor([question.prompt_ids])
     with torch.inference_mode():
         for want in answer:
             token = pipe.model(ids, images_clip=question.images_clip).logits[:, -1].argmax(-1)
@@ -90,7 +90,7 @@ def test_transformers_generate_writes_the_same(pipe: SidaPipeline, picture: Path
 
     question = pipe._question(pipe.prepare(picture), None, 12, None)
     answer = read(pipe.model, question).answer_ids
-    ids = question.prompt_ids
+    ids = torch.tensor([question.prompt_ids])
     sequence = pipe.model.generate(
         ids, attention_mask=torch.ones_like(ids), images_clip=question.images_clip, max_new_tokens=12, do_sample=False, use_cache=True
     )

@@ -88,9 +88,9 @@ def test_looks_are_averaged(pipe: SidaPipeline, pictures: list[np.ndarray], view
             size = turned_size((h, w), k)
             clip = torch.rot90(question_.images_clip, k, (-2, -1))
             sam = turned(question_.images_sam, (h, w), k)
-            answer_ids = torch.tensor([[*question_.tampered_ids, pipe.model.seg_id]])
+            ids = torch.tensor([[*question_.prompt_ids, *question_.tampered_ids, pipe.model.seg_id]])
             with torch.inference_mode():
-                out = pipe.model(torch.cat([question_.prompt_ids, answer_ids], dim=1), images_clip=clip, images_sam=sam, resized_hw=[size])
+                out = pipe.model(ids, images_clip=clip, images_sam=sam, resized_hw=[size])
             logits.append(out.cls_logits[0])
             masks.append(np.rot90(out.mask_logits[0][0].numpy(), -k))
         torch.testing.assert_close(reading.cls_logits, torch.stack(logits).mean(dim=0), atol=1e-4, rtol=0)
@@ -122,7 +122,7 @@ def worded(pipe: SidaPipeline, asked: Question, verdict: list[int], limit: int, 
     ids, looks = list(verdict), asked.images_clip
     while len(ids) < len(verdict) + 6:
         clips = looks if len(ids) < len(verdict) + limit else looks[:1]
-        row = torch.cat([asked.prompt_ids, torch.tensor([ids])], dim=1)
+        row = torch.tensor([asked.prompt_ids + ids])
         with torch.inference_mode():
             scores = [pipe.model(row, images_clip=clip[None]).logits[0, -1].log_softmax(dim=-1) for clip in clips]
         ids.append(int(torch.stack(scores).mean(dim=0).argmax()))
