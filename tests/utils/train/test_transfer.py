@@ -11,7 +11,7 @@ from model.checkpoint import load_for_training, load_pretrained, save_pretrained
 from tests.scripts.launch import ROOT
 from tests.tiny import build_tiny_lisa
 from utils.train.enlarge import enlarge
-from utils.train.transfer import TAUGHT, main, transfer
+from utils.train.transfer import TAUGHT, give_encoders, main, transfer
 
 TINY, DESCRIBES = ROOT / "ck" / "SIDA-tiny", ROOT / "ck" / "SIDA-tiny-description"
 ENCODERS = ("vision_tower", "image_encoder", "mm_projector")
@@ -70,4 +70,32 @@ def test_another_network_is_refused(before: Path, tmp_path: Path, capsys: pytest
     error = capsys.readouterr().err
     assert "expected networks that differ in their encoders' sizes alone" in error
     assert "embed_tokens.weight is [(" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_encoders_come_from_another_network(before: Path, tmp_path: Path) -> None:
+    """All of them and the projection, to the last bit, and nothing else."""
+    model, tokenizer = load_pretrained(before)
+    with torch.no_grad():
+        for weight in model.state_dict().values():
+            weight += weight.dtype.is_floating_point
+    donor = save_pretrained(model, tokenizer, tmp_path / "donor")
+    mixed, began = (load_pretrained(folder)[0].state_dict() for folder in (give_encoders(before, donor, tmp_path / "out"), before))
+    for name, weight in load_pretrained(donor)[0].state_dict().items():
+        assert torch.equal(mixed[name], weight if any(part in name for part in ENCODERS) else began[name]), name
+
+
+@pytest.mark.parametrize("flags", [[], ["--before", "a"], ["--before", "a", "--after", "b", "--encoders", "c"]])
+def test_one_kind_of_transfer_at_a_time(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version", str(TINY), "--out", "nowhere", *flags])
+    assert stopped.value.code == 2
+    assert "give --before and --after, or --encoders" in capsys.readouterr().err
+
+
+def test_encoders_of_another_size_are_refused(before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version", str(before), "--encoders", str(TINY), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 1
+    assert "expected encoders of the same sizes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
