@@ -33,7 +33,7 @@ def ask(case: dict) -> Question:
     sample = golden.samples()[case["image"]]
     ids = golden.tokenizer().encode_multimodal(case["prompt"], 256)
     assert [i for n, i in enumerate(ids) if i != -200 or ids[n - 1] != -200] == case["input_ids"]
-    return Question(torch.tensor([ids]), ([], [], []), sample.image_clip[None], sample.image_sam[None], sample.resized_hw, sample.original_hw, case["max_new_tokens"], (2,))
+    return Question(ids, ([], [], []), sample.image_clip[None], sample.image_sam[None], sample.resized_hw, sample.original_hw, case["max_new_tokens"], (2,))
 
 
 @pytest.mark.parametrize("name", list(INFER["evaluate"]))
@@ -76,7 +76,7 @@ def test_forced_equals_the_full_forward(model: SIDAForCausalLM) -> None:
     prompt = int((sample.input_ids == model.cls_id).nonzero()[0])
     ids = sample.input_ids.tolist()
     verdicts = ([], [], ids[prompt : ids.index(model.seg_id) + 1])
-    asked = Question(sample.input_ids[None, :prompt], verdicts, sample.image_clip[None], sample.image_sam[None], sample.resized_hw, sample.resized_hw)
+    asked = Question(sample.input_ids[:prompt].tolist(), verdicts, sample.image_clip[None], sample.image_sam[None], sample.resized_hw, sample.resized_hw)
     forced = read(model, asked, "forced")
     with torch.no_grad():
         full = model(sample.input_ids[None], images_clip=sample.image_clip[None], images_sam=sample.image_sam[None], resized_hw=[sample.resized_hw])
