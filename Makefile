@@ -120,22 +120,34 @@ runs/tiny-joint/merged: | runs/tiny-words-384/merged $(JOINT)
 runs/tiny-clip: | $(READY) $(LARGE)
 	$(PY) -m utils.train.small_clip --dataset_dir $(LARGE) --pictures 24000 --out $@
 
-# And a third, in an hour and fifty minutes: a convolutional network on noise residuals, from nothing, in two courses.
+# And a third, in two hours and a quarter: a convolutional network on noise residuals, from nothing, in three courses, the last one on worn pictures.
 runs/tiny-noise: | $(READY) $(LARGE)
 	$(PY) -m utils.train.noise --dataset_dir $(LARGE) --out $@-begun
-	$(PY) -m utils.train.noise --dataset_dir $(LARGE) --start $@-begun --crop_steps 2400 --steps 1200 --lr 0.001 --seed 1 --out $@
+	$(PY) -m utils.train.noise --dataset_dir $(LARGE) --start $@-begun --crop_steps 2400 --steps 1200 --lr 0.001 --seed 1 --out $@-more
+	$(PY) -m utils.train.noise --dataset_dir $(LARGE) --start $@-more --crop_steps 1200 --steps 600 --lr 0.001 --seed 2 --worn 0.3 --out $@
 
-# Both checkpoints keep those encoders: one learns SIDA's own question and answer, in ten minutes, the other places and whole descriptions, in an hour and a half.
-# SIDA-tiny has its mask decoder pruned before that, to make room for the experts, which are added when nothing trains any more.
-finish = --lora_r 0 --no_gradient_checkpointing --batch_mixing mixed --grad_accumulation_steps 1 --workers 1 --no_eval --epochs 1 --warmup_steps 30 --precision $(PRECISION)
-tiny: runs/tiny-joint/merged runs/tiny-clip runs/tiny-noise
-	rm -rf runs/tiny-{pruned,sida,validation}
-	$(PY) -m utils.train.prune --version $< --dataset_dir $(LARGE) --out runs/tiny-pruned
-	$(PY) train_SIDA.py --version runs/tiny-pruned --dataset_dir $(LARGE) --exp_name tiny-sida $(finish) --turn --train_text --ce_loss_weight 0.2 --batch_size 24 --steps_per_epoch 260 --lr 0.0003 \
-	  --model_max_length 1024 --seed 12
+# SIDA-tiny has its mask decoder pruned, to make room for the experts, and learns SIDA's own question and answer in ten minutes, its encoders as they are. Then the whole network learns from
+# pictures that are compressed once more, in two courses of 25 minutes. The mean of what went in (counted twice) and what came out of each knows most of that, and pictures as they are as well as before. The experts are
+# added when nothing trains any more.
+finish = --lora_r 0 --no_gradient_checkpointing --batch_mixing mixed --grad_accumulation_steps 1 --workers 1 --no_eval --epochs 1 --precision $(PRECISION) --turn --train_text \
+  --ce_loss_weight 0.2 --batch_size 24 --model_max_length 1024
+# worn: checkpoint to start from, name in runs/, learning rate, warm-up, seed
+worn = $(PY) train_SIDA.py --version $(1) --dataset_dir $(LARGE) --exp_name $(2) $(finish) --train_vision --worn 0.3 --steps_per_epoch 400 --lr $(3) --warmup_steps $(4) --seed $(5) \
+  && $(PY) merge_lora_weights_and_save_hf_model.py --version $(1) --weight runs/$(2)/ckpt_last --save_path runs/$(2)/merged --precision fp16
+runs/tiny-mean: | runs/tiny-joint/merged
+	rm -rf runs/tiny-{pruned,sida,worn,worn-again}
+	$(PY) -m utils.train.prune --version runs/tiny-joint/merged --dataset_dir $(LARGE) --out runs/tiny-pruned
+	$(PY) train_SIDA.py --version runs/tiny-pruned --dataset_dir $(LARGE) --exp_name tiny-sida $(finish) --warmup_steps 30 --steps_per_epoch 260 --lr 0.0003 --seed 12
 	$(PY) merge_lora_weights_and_save_hf_model.py --version runs/tiny-pruned --weight runs/tiny-sida/ckpt_last --save_path runs/tiny-sida/merged --precision fp16
-	$(PY) -m utils.train.experts --version runs/tiny-sida/merged --clip runs/tiny-clip --noise runs/tiny-noise --dataset_dir $(LARGE) --out ck/SIDA-tiny
+	$(call worn,runs/tiny-sida/merged,tiny-worn,0.0003,30,13)
+	$(call worn,runs/tiny-worn/merged,tiny-worn-again,0.0002,20,14)
+	$(PY) -m utils.train.average --versions runs/tiny-sida/merged runs/tiny-sida/merged runs/tiny-worn/merged runs/tiny-worn-again/merged --out $@
+tiny: runs/tiny-mean runs/tiny-clip runs/tiny-noise
+	rm -rf runs/tiny-validation
+	$(PY) -m utils.train.experts --version runs/tiny-mean --clip runs/tiny-clip --noise runs/tiny-noise --dataset_dir $(LARGE) --out ck/SIDA-tiny
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-validation
+
+# SIDA-tiny-description learns places and whole descriptions with those encoders as they were before worn pictures, in an hour and a half.
 deep = --cache_features runs/tiny-features-deep --cls_loss_weight 0.5 --batch_size 32 --epochs 1 --warmup_steps 30
 runs/tiny-words-deep/merged: | runs/tiny-joint/merged
 	rm -rf runs/tiny-{features-deep,brief-deep,mixed-deep,words-deep}
@@ -143,18 +155,22 @@ runs/tiny-words-deep/merged: | runs/tiny-joint/merged
 	$(call learn,runs/tiny-brief-deep/merged,$(LARGE)/mixed.jsonl,tiny-mixed-deep,$(deep) --steps_per_epoch 120 --lr 0.0006,runs/tiny-mixed-deep/merged)
 	$(call learn,runs/tiny-mixed-deep/merged,$(LARGE),tiny-words-deep,$(deep) --steps_per_epoch 110 --lr 0.0004,$@)
 
-# Then the tower is shown where a picture repeats itself, in five minutes, and the same course, in half as many steps, teaches what that means, in seventeen. Last, its mask decoder is
-# pruned too, 120 steps more on whole descriptions make up for that, in ten, and it gets SIDA-tiny's experts.
+# Then the tower is shown where a picture repeats itself, in five minutes, and the same course, in half as many steps, teaches what that means, in seventeen. Its mask decoder is pruned
+# too, and 120 steps more on whole descriptions make up for that, in ten. Given SIDA-tiny's encoders it learns on worn pictures to tell from what those see, in twelve; the mean of before and after
+# gets SIDA-tiny's experts.
 echo = --cls_loss_weight 0.5 --batch_size 32 --epochs 1 --warmup_steps 20
-description: runs/tiny-words-deep/merged
-	rm -rf runs/tiny-{echo,brief-echo,mixed-echo,words-echo,words-pruned,description,description-validation}
+description: runs/tiny-words-deep/merged runs/tiny-mean
+	rm -rf runs/tiny-{echo,brief-echo,mixed-echo,words-echo,words-pruned,words-again,words-mean,words-worn,description,description-validation}
 	$(PY) -m utils.train.echo --version $< --dataset_dir $(LARGE) --steps 300 --out runs/tiny-echo
 	$(call learn,runs/tiny-echo,$(LARGE)/brief.jsonl,tiny-brief-echo,$(echo) --steps_per_epoch 140 --lr 0.0008,runs/tiny-brief-echo/merged)
 	$(call learn,runs/tiny-brief-echo/merged,$(LARGE)/mixed.jsonl,tiny-mixed-echo,$(echo) --steps_per_epoch 60 --lr 0.0006,runs/tiny-mixed-echo/merged)
 	$(call learn,runs/tiny-mixed-echo/merged,$(LARGE),tiny-words-echo,$(echo) --steps_per_epoch 90 --lr 0.0004,runs/tiny-words-echo/merged)
 	$(PY) -m utils.train.prune --version runs/tiny-words-echo/merged --dataset_dir $(LARGE) --out runs/tiny-words-pruned
-	$(call learn,runs/tiny-words-pruned,$(LARGE),tiny-description,$(echo) --steps_per_epoch 120 --lr 0.0004,runs/tiny-description/merged)
-	$(PY) -m utils.train.experts --version runs/tiny-description/merged --experts ck/SIDA-tiny --dataset_dir $(LARGE) --out ck/SIDA-tiny-description
+	$(call learn,runs/tiny-words-pruned,$(LARGE),tiny-words-again,$(echo) --steps_per_epoch 120 --lr 0.0004,runs/tiny-words-again/merged)
+	$(PY) -m utils.train.transfer --version runs/tiny-words-again/merged --encoders runs/tiny-mean --out runs/tiny-words-mean
+	$(call learn,runs/tiny-words-mean,$(LARGE),tiny-words-worn,$(echo) --steps_per_epoch 140 --lr 0.0004 --mask_loss_weight 0.3 --worn 0.25 --seed 24,runs/tiny-words-worn/merged)
+	$(PY) -m utils.train.average --versions runs/tiny-words-again/merged runs/tiny-words-worn/merged --out runs/tiny-description
+	$(PY) -m utils.train.experts --version runs/tiny-description --experts ck/SIDA-tiny --dataset_dir $(LARGE) --out ck/SIDA-tiny-description
 	$(PY) evaluate_SIDA.py --version ck/SIDA-tiny-description --dataset $(LARGE) --split validation --views 4 --save_temperature --out runs/tiny-description-validation
 
 # The tables of docs/benchmarks.md: on pictures that both never saw, and how fast this code is beside a plain baseline.

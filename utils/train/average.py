@@ -37,7 +37,7 @@ def average(versions: Sequence[str | Path], out: str | Path) -> Path:
     for name, weight in states[0].items():
         if weight.is_floating_point():
             weight.copy_(torch.stack([state[name] for state in states]).mean(dim=0))
-    return save_pretrained(model, tokenizer, out, dtype=model.config.dtype)
+    return save_pretrained(model, tokenizer, out, dtype=model.config.dtype, args={"averaged": [str(version) for version in versions]})
 
 
 def _shape(state: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | str:
