@@ -29,7 +29,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_each_weight_is_the_mean(three: list[Path], tmp_path: Path) -> None:
-    """(0 + 1 + 5) / 3 more than the first's; buffers that are no numbers to average stay."""
+    """(0 + 1 + 5) / 3 more than the first's."""
     first, mean = (load_pretrained(folder)[0] for folder in (three[0], average(three, tmp_path / "out")))
     for (name, weight), began in zip(mean.named_parameters(), first.parameters(), strict=True):
         assert torch.allclose(weight, began + 2, atol=1e-5), name
