@@ -22,12 +22,15 @@ TAMPERED_LEFT = 0.5  # least share of the tampered area in a crop
 TRIES = 10  # crops drawn before the picture is left whole
 SHRINK = (0.5, 1.0)  # side to which a picture is resized before it is resized back
 NOISE = 0.02  # largest standard deviation, of full scale
-QUALITY = (60, 100)  # of JPEG
+QUALITY = (60, 100)
+FORMATS = ((".jpg", cv2.IMWRITE_JPEG_QUALITY), (".webp", cv2.IMWRITE_WEBP_QUALITY))
+AGAIN = 0.5  # chance that a compressed picture is compressed once more
+BLOCK = 8  # of JPEG, pixels
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Turn, flip, crop, resize, noise and JPEG, each with its chance (0..1).
+    """Turn, flip, crop, resize, noise and compression, each with its chance (0..1).
 
     What is drawn depends on `seed` and the draw only: not on workers, ranks or what was drawn before, so a resumed run sees the same.
     """
@@ -38,7 +41,7 @@ class Augmentation:
     crop: float = 1.0
     resize: float = 0.2
     noise: float = 0.2
-    jpeg: float = 0.3
+    compress: float = 0.3
 
     def __call__(self, rgb: np.ndarray, gray: np.ndarray | None, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
         """uint8 RGB [H, W, 3] and mask [H, W], or None, -> the same, [h, w, 3] and [h, w]. A crop keeps its pixels: all pictures are resized later."""
@@ -65,15 +68,15 @@ class Augmentation:
             pixels = _down_and_up(pixels) if resized else pixels
             pixels = _noise(pixels) if noisy else pixels
             rgb = (pixels * 255).round().clamp(0, 255).byte()[0].permute(1, 2, 0).contiguous().numpy()
-        return _jpeg(rgb) if _happens(self.jpeg) else rgb
+        return _posted(rgb) if _happens(self.compress) else rgb
 
 
 def mild(seed: int, turn: bool = True, worn: float = 0.0) -> Augmentation:
     """Turns and mirrors, if `turn`: they leave JPEG's blocks whole, and with them the traces of tampering that anything else would blur.
 
-    `worn` (0..1) is the chance that a picture is compressed once more, half of it each that it is resized or given noise before.
+    `worn` (0..1) is the chance that a picture is compressed, half of it each that it is resized or given noise before.
     """
-    return Augmentation(seed, turn=float(turn), flip=0.0, crop=0.0, resize=worn / 2, noise=worn / 2, jpeg=worn)
+    return Augmentation(seed, turn=float(turn), flip=0.0, crop=0.0, resize=worn / 2, noise=worn / 2, compress=worn)
 
 
 def _turned(rgb: np.ndarray, gray: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -121,8 +124,18 @@ def _noise(pixels: Tensor) -> Tensor:
     return RandomGaussianNoise(std=_between(0, NOISE), p=1.0)(pixels)
 
 
-def _jpeg(rgb: np.ndarray) -> np.ndarray:
-    """Compressed and read again. libjpeg: its artefacts are the real ones, and kornia's differentiable JPEG takes 17 times as long (180 ms at 1024 px)."""
+def _posted(rgb: np.ndarray) -> np.ndarray:
+    """Compressed, and perhaps a second time with its blocks elsewhere, as after a cut."""
+    rgb = _compressed(rgb)
+    if not _happens(AGAIN):
+        return rgb
+    down, right = torch.randint(BLOCK, (2,)).tolist()
+    return _compressed(np.pad(rgb, ((down, 0), (right, 0), (0, 0)), mode="edge"))[down:, right:].copy()
+
+
+def _compressed(rgb: np.ndarray) -> np.ndarray:
+    """JPEG or WebP, and read again. By the real encoders: kornia's differentiable JPEG takes 17 times as long (180 ms at 1024 px)."""
+    suffix, flag = FORMATS[int(torch.randint(len(FORMATS), ()))]
     quality = int(torch.randint(QUALITY[0], QUALITY[1] + 1, ()))
-    data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    data = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [flag, quality])[1]
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--crop", type=int, default=256, help="side of the crops, pixels")
     parser.add_argument("--crop_steps", type=int, default=5600)
     parser.add_argument("--steps", type=int, default=1600, help="on whole pictures, after that")
-    parser.add_argument("--worn", type=float, default=0.0, help="chance of another JPEG, half of it each of resizing and noise before")
+    parser.add_argument("--worn", type=float, default=0.0, help="chance of another JPEG or WebP or two, half of it each of resizing and noise before")
     parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")

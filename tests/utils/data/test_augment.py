@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from utils.data.augment import AREA, NOISE, Augmentation, mild
+from utils.data.augment import AREA, FORMATS, NOISE, Augmentation, mild
 from utils.data.sampler import Draw
 
-NEVER = {"flip": 0.0, "crop": 0.0, "resize": 0.0, "noise": 0.0, "jpeg": 0.0}
+NEVER = {"flip": 0.0, "crop": 0.0, "resize": 0.0, "noise": 0.0, "compress": 0.0}
 SHAPES = [(120, 90), (64, 64), (61, 200)]
 
 
@@ -94,7 +95,7 @@ def test_no_mask_stays_none() -> None:
 
 def test_the_smallest_picture() -> None:
     for index in range(20):
-        picture, mask = only(flip=1, crop=1, resize=1, noise=1, jpeg=1)(np.full((1, 1, 3), 9, np.uint8), np.full((1, 1), 255, np.uint8), Draw(index, 0))
+        picture, mask = only(flip=1, crop=1, resize=1, noise=1, compress=1)(np.full((1, 1, 3), 9, np.uint8), np.full((1, 1), 255, np.uint8), Draw(index, 0))
         assert (picture.shape, mask.shape) == ((1, 1, 3), (1, 1))
 
 
@@ -105,7 +106,7 @@ def test_flip() -> None:
     assert np.array_equal(mask, gray[:, ::-1])
 
 
-@pytest.mark.parametrize("step", ["resize", "noise", "jpeg"])
+@pytest.mark.parametrize("step", ["resize", "noise", "compress"])
 def test_pixels_change_a_little_and_the_mask_does_not(step: str) -> None:
     rgb = np.random.default_rng(0).integers(60, 190, (12, 16, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     gray = tampered(96, 128)[1]
@@ -122,13 +123,32 @@ def test_noise_is_small() -> None:
     assert max(spread) > 1
 
 
-def test_jpeg_leaves_its_grid() -> None:
-    """Steps between neighbours are larger across the borders of the 8 x 8 blocks than inside."""
+def border(rgb: np.ndarray) -> int:
+    """After which of eight columns the largest steps between neighbours are."""
+    steps = np.abs(np.diff(rgb.astype(float), axis=1)).mean(axis=(0, 2))
+    return int(np.argmax([steps[column::8].mean() for column in range(8)]))
+
+
+def test_compression_leaves_its_grid_or_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps between neighbours are larger across the borders of JPEG's 8 x 8 blocks than inside; compressed again, they are so elsewhere."""
     smooth = np.random.default_rng(0).normal(128, 12, (256, 256, 3)).clip(0, 255).astype(np.uint8)
-    compressed = np.mean([only(jpeg=1)(smooth, None, Draw(i, 0))[0] for i in range(8)], axis=0)
-    steps = np.abs(np.diff(compressed, axis=1)).mean(axis=(0, 2))
-    border = np.arange(255) % 8 == 7
-    assert steps[border].mean() > 1.02 * steps[~border].mean()
+    monkeypatch.setattr("utils.data.augment.FORMATS", FORMATS[:1])
+    monkeypatch.setattr("utils.data.augment.QUALITY", (60, 60))  # better leaves none
+    for again, borders in ((0.0, {7}), (1.0, set(range(8)))):
+        monkeypatch.setattr("utils.data.augment.AGAIN", again)
+        found = {border(only(compress=1)(smooth, None, Draw(i, 0))[0]) for i in range(40)}
+        assert found == borders
+
+
+def test_both_formats_are_used() -> None:
+    rgb = np.random.default_rng(0).integers(60, 190, (12, 16, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    used = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cv2, "imencode", lambda suffix, *rest, write=cv2.imencode: used.append(suffix) or write(suffix, *rest))
+        for index in range(60):
+            only(compress=1)(rgb, None, Draw(index, 0))
+    assert 60 < len(used) < 120  # once or twice each
+    assert 0.3 < used.count(".webp") / len(used) < 0.7
 
 
 def test_seed_and_draw_decide_and_nothing_else() -> None:
