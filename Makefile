@@ -42,7 +42,7 @@ app: $(READY)
 # 256 pixels from examples/photos, a random base, its stem and then its encoders patch by patch, the whole network as the 7B is trained.
 # Then the same on 24 000 pictures from three times as many sources, fetched (650 MB): encoders, whole network, and that once more. Then the network
 # is given 384 pixels, and trains whole on 24 000 pictures of that size from six times as many sources (450 MB more). Each time the last state
-# is merged: on validation its masks were better than those of the state with the best accuracy (docs/benchmarks.md).
+# is merged: on validation its masks were better than those of the state with the best accuracy (docs/training.md).
 SMALL := data/SID_Small
 $(SMALL): | $(READY)
 	$(PY) -m utils.data.sid_mini --out $(SMALL) --size 256 --per_class 8000
