@@ -43,9 +43,9 @@ from utils.train.small_clip import FEW, Pictures
 log = logging.getLogger(__name__)
 
 PENALTY = 1e-3  # inverse strength of the regression's, on features of unit variance
-WEIGHTS = (1e-3, 10.0)  # between which the head's is sought
+WEIGHTS = (1e-3, 10.0)  # between which the head's is kept
 TEMPERATURES = (0.05, 20.0)
-PRECISE = {"xatol": 1e-3, "fatol": 1e-7}  # of logarithms, of the loss
+PRECISE = {"ftol": 1e-12, "gtol": 1e-8}
 
 
 @torch.no_grad()
@@ -73,14 +73,19 @@ def fit_head(seen: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def fit_weights(ours: np.ndarray, told: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[E] by which the logits `told` [E, N, 3] are multiplied before they are added to `ours` [N, 3], for the likeliest [N] labels at the best temperature."""
+    """[E] by which the logits `told` [E, N, 3] are multiplied before they are added to `ours` [N, 3], for the likeliest [N] labels at the best temperature.
 
-    def loss(logs: np.ndarray) -> float:
-        *weights, temperature = np.exp(logs)
-        return float(-log_softmax((ours + np.tensordot(weights, told, 1)) / temperature, axis=1)[np.arange(len(labels)), labels].mean())
+    Convex, so there is one answer: a logistic regression on the sums' parts, `ours` being one, whose multiplier is the inverse temperature.
+    """
+    parts, truth = np.stack([ours, *told]), np.eye(len(Label))[labels]
 
-    bounds = np.log([WEIGHTS] * len(told) + [TEMPERATURES])
-    return np.exp(minimize(loss, np.zeros(len(bounds)), bounds=bounds, method="Nelder-Mead", options=PRECISE).x[:-1])
+    def loss(multipliers: np.ndarray) -> tuple[float, np.ndarray]:
+        logs = log_softmax(np.tensordot(multipliers, parts, 1), axis=1)
+        return -(truth * logs).sum() / len(labels), (parts * (np.exp(logs) - truth)).sum(axis=(1, 2)) / len(labels)
+
+    bounds = [(1 / TEMPERATURES[1], 1 / TEMPERATURES[0])] + [(0, None)] * len(told)
+    found = minimize(loss, np.ones(len(parts)), jac=True, bounds=bounds, method="L-BFGS-B", options=PRECISE).x
+    return (found[1:] / found[0]).clip(*WEIGHTS)
 
 
 def verdicts(pipe: SidaPipeline, records: Sequence[Record]) -> np.ndarray:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import log_loss
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from model.checkpoint import load_for_training, load_pretrained, save_pretrained
 from tests.tiny import build_tiny_lisa, build_tiny_set
 from utils.data.sid_set import read_split
+from utils.eval.summary import fit_temperature
 from utils.infer.pipeline import SidaPipeline
 from utils.train.experts import fit_head, fit_weights, main, opinions, verdicts
 from utils.train.noise import main as train_noise
@@ -36,6 +39,22 @@ def test_an_expert_that_exaggerates_is_weighed_down() -> None:
     third, _ = drawn(20000, 1.0, 2)
     labels = np.array([np.random.default_rng(i).choice(3, p=np.exp(row)) for i, row in enumerate(log_softmax(ours + told + third, axis=1))])
     assert fit_weights(ours, np.stack([4 * told, third / 2]), labels) == pytest.approx([0.25, 2], rel=0.1)
+
+
+@pytest.mark.parametrize("seed", [0, 23, 41])  # of 23 a simplex stops at less than half of both weights
+def test_no_other_weights_are_better(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ours, *told = rng.normal(size=(3, 300, 3)) * rng.uniform(0.5, 4, (3, 1, 1))
+    sharpness = rng.uniform(0.4, 2.5, 3)
+    labels = np.array([rng.choice(3, p=p) for p in softmax(np.tensordot(1 / sharpness, [ours, *told], 1), axis=1)])
+
+    def loss(weights: np.ndarray) -> float:
+        logits = ours + np.tensordot(weights, told, 1)
+        return log_loss(labels, softmax(logits / fit_temperature(logits, labels), axis=1))
+
+    found = fit_weights(ours, np.stack(told), labels)
+    for factors in itertools.product((0.5, 0.97, 1, 1.03, 2), repeat=2):
+        assert loss(found) <= loss(found * factors) + 1e-9
 
 
 def test_an_expert_that_knows_nothing_is_not_heard() -> None:
