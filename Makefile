@@ -127,8 +127,8 @@ runs/tiny-noise: | $(READY) $(LARGE)
 	$(PY) -m utils.train.noise --dataset_dir $(LARGE) --start $@-more --crop_steps 1200 --steps 600 --lr 0.001 --seed 2 --worn 0.3 --out $@
 
 # SIDA-tiny has its mask decoder pruned, to make room for the experts, and learns SIDA's own question and answer in ten minutes, its encoders as they are. Then the whole network learns from
-# pictures that are compressed once more, in two courses of 25 minutes. The mean of what went in (counted twice) and what came out of each knows most of that, and pictures as they are as well as before. The experts are
-# added when nothing trains any more.
+# worn pictures, in two courses of 25 minutes. The mean of what went in (counted twice) and what came out of each knows most of that, and pictures as they are as well as before. The experts are
+# added when nothing trains any more. (When the shipped weights were trained, worn pictures were compressed as JPEG alone, and once.)
 finish = --lora_r 0 --no_gradient_checkpointing --batch_mixing mixed --grad_accumulation_steps 1 --workers 1 --no_eval --epochs 1 --precision $(PRECISION) --turn --train_text \
   --ce_loss_weight 0.2 --batch_size 24 --model_max_length 1024
 # worn: checkpoint to start from, name in runs/, learning rate, warm-up, seed

@@ -36,6 +36,7 @@ from utils.data.records import Record
 from utils.data.sampler import some
 from utils.data.sid_set import read_split
 from utils.infer.pipeline import SidaPipeline
+from utils.infer.views import turned
 from utils.train.noise import load_noise
 from utils.train.signals import ignore_signals
 from utils.train.small_clip import FEW, Pictures
@@ -49,17 +50,17 @@ PRECISE = {"ftol": 1e-12, "gtol": 1e-8}
 
 
 @torch.no_grad()
-def features(expert: ContentExpert | NoiseExpert, records: Sequence[Record], side: int, workers: int) -> np.ndarray:
-    """[N, F] of what the expert sees in pictures as a checkpoint's vision tower of `side` pixels is given them."""
+def features(expert: ContentExpert | NoiseExpert, records: Sequence[Record], side: int, workers: int, quarters: int = 0) -> np.ndarray:
+    """[N, F] of what the expert sees in pictures, turned so often, as a checkpoint's vision tower of `side` pixels is given them."""
     loader = DataLoader(Pictures(records, side), FEW, num_workers=workers, worker_init_fn=ignore_signals)
-    return torch.cat([expert.see(pixels).flatten(1) for pixels in loader]).double().numpy()
+    return torch.cat([expert.see(turned(pixels, (side, side), quarters)).flatten(1) for pixels in loader]).double().numpy()
 
 
 @torch.no_grad()
-def opinions(expert: ContentExpert | NoiseExpert, records: Sequence[Record], side: int, workers: int) -> np.ndarray:
-    """[N, 3] class logits of the expert, of pictures as `features`."""
-    seen = torch.from_numpy(features(expert, records, side, workers)).float()
-    return expert(seen.unflatten(1, (expert.rows, -1))).double().numpy()
+def opinions(expert: ContentExpert | NoiseExpert, records: Sequence[Record], side: int, workers: int, views: int) -> np.ndarray:
+    """[N, 3] class logits of the expert, of pictures as `features`: the mean of `views` looks."""
+    seen = (torch.from_numpy(features(expert, records, side, workers, quarters)).float() for quarters in range(views))
+    return np.mean([expert(look.unflatten(1, (expert.rows, -1))).double().numpy() for look in seen], axis=0)
 
 
 def fit_head(seen: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +90,7 @@ def fit_weights(ours: np.ndarray, told: np.ndarray, labels: np.ndarray) -> np.nd
 
 
 def verdicts(pipe: SidaPipeline, records: Sequence[Record]) -> np.ndarray:
-    """Class logits [N, 3] of a checkpoint, up to a number for each picture."""
+    """Class logits [N, 3] of a checkpoint, the mean of its looks, up to a number for each picture."""
     probs = np.array([list(answer.probs.values()) for answer in pipe.stream([record.image.read_bytes() for record in records])])
     return np.log(probs.clip(1e-12)) * pipe.model.config.cls_temperature
 
@@ -140,12 +141,12 @@ def attach(
         experts["content"] = content_expert(clip, dataset_dir, side, pictures, workers)
     unseen = read_split(dataset_dir, "validation")
     labels = np.array([record.label for record in unseen])
-    told = np.stack([opinions(expert, unseen, side, workers) for expert in experts.values()])
+    told = np.stack([opinions(expert, unseen, side, workers, model.config.views) for expert in experts.values()])
     model.model.content = model.model.noise = None
     ours = verdicts(SidaPipeline(model, tokenizer, "cpu", torch.float32), unseen)
     weights = fit_weights(ours, told, labels)
     for name, logits in {"without experts": ours, **dict(zip(experts, told, strict=True)), "with all": ours + np.tensordot(weights, told, 1)}.items():
-        log.info("validation accuracy, one look, %s: %.3f", name, (logits.argmax(axis=1) == labels).mean())
+        log.info("validation accuracy, %s: %.3f", name, (logits.argmax(axis=1) == labels).mean())
     for (name, expert), weight in zip(experts.items(), weights, strict=True):
         log.info("weight of %s: %.3f", name, weight)
         with torch.no_grad():

@@ -81,7 +81,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("experts")
     torch.manual_seed(0)
     CLIPVisionModel(CLIPVisionConfig(**SIZES, initializer_factor=5.0)).save_pretrained(root / "clip")
-    save_pretrained(*load_for_training(build_tiny_lisa(root / "lisa"), "sida"), root / "base")
+    model, tokenizer = load_for_training(build_tiny_lisa(root / "lisa"), "sida")
+    model.config.views = 4  # an expert is weighed as it is heard: at each look
+    save_pretrained(model, tokenizer, root / "base")
     build_tiny_set(root / "data", 6, sizes=((64, 64),))
     few = ["--crop", "32", "--crop_steps", "2", "--steps", "2", "--batch_size", "3", "--workers", "0", "--precision", "fp32"]
     for name, seed in (("noise", "0"), ("more-noise", "1")):
@@ -99,7 +101,7 @@ def test_the_command_adds_them_and_changes_nothing_else(root: Path, tmp_path: Pa
     assert list(now.model.experts) == ["content" if name == "clip" else name for name in given]
     records = read_split(root / "data", "validation")
     both = verdicts(SidaPipeline(now, tokenizer, "cpu", torch.float32), records)
-    told = sum(opinions(expert, records, now.config.clip["image_size"], 0) for expert in now.model.experts.values())
+    told = sum(opinions(expert, records, now.config.clip["image_size"], 0, 4) for expert in now.model.experts.values())
     now.model.content = now.model.noise = None
     added = both - verdicts(SidaPipeline(now, tokenizer, "cpu", torch.float32), records)
     assert np.ptp(told, axis=1).max() > 1e-3
