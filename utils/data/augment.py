@@ -8,12 +8,12 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.data.corruptions import FORMATS, compressed
 from utils.data.sampler import Draw
 
 AREA = (0.6, 1.0)  # share of the picture that a crop keeps
@@ -23,7 +23,6 @@ TRIES = 10  # crops drawn before the picture is left whole
 SHRINK = (0.5, 1.0)  # side to which a picture is resized before it is resized back
 NOISE = 0.02  # largest standard deviation, of full scale
 QUALITY = (60, 100)
-FORMATS = ((".jpg", cv2.IMWRITE_JPEG_QUALITY), (".webp", cv2.IMWRITE_WEBP_QUALITY))
 AGAIN = 0.5  # chance that a compressed picture is compressed once more
 BLOCK = 8  # of JPEG, pixels
 
@@ -135,7 +134,5 @@ def _posted(rgb: np.ndarray) -> np.ndarray:
 
 def _compressed(rgb: np.ndarray) -> np.ndarray:
     """JPEG or WebP, and read again. By the real encoders: kornia's differentiable JPEG takes 17 times as long (180 ms at 1024 px)."""
-    suffix, flag = FORMATS[int(torch.randint(len(FORMATS), ()))]
-    quality = int(torch.randint(QUALITY[0], QUALITY[1] + 1, ()))
-    data = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [flag, quality])[1]
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    suffix = list(FORMATS)[int(torch.randint(len(FORMATS), ()))]
+    return compressed(rgb, suffix, int(torch.randint(QUALITY[0], QUALITY[1] + 1, ())))

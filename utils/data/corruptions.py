@@ -16,19 +16,20 @@ from utils.data.sampler import Draw
 from utils.data.transforms import resize
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+FORMATS = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}  # and the flag of their quality
 POSTED = 1080  # pixels of the longest side that platforms keep
 SHOT = (0.6, 0.95)  # scale at which a screen shows a picture
 
 
+def compressed(rgb: np.ndarray, suffix: str, quality: int) -> np.ndarray:
+    """Written with `suffix`, one of FORMATS, and read again."""
+    written = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [FORMATS[suffix], quality])[1]
+    return cv2.cvtColor(cv2.imdecode(written, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
 def encoded(suffix: str, quality: int) -> Change:
-    """Compressed once; `suffix` .jpg or .webp."""
-    flag = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}[suffix]
-
-    def change(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        written = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [flag, quality])[1]
-        return cv2.cvtColor(cv2.imdecode(written, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-
-    return change
+    """Compressed once."""
+    return lambda rgb, rng: compressed(rgb, suffix, quality)
 
 
 def scaled(factor: float) -> Change:
@@ -50,7 +51,7 @@ def posted_twice(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for cut in (0, 3):
         rgb = rgb[cut:, cut:] if min(rgb.shape[:2]) > 16 else rgb
         rgb = resize(rgb, _times(rgb, min(1.0, POSTED / max(rgb.shape[:2]))))
-        rgb = encoded(".jpg", 75)(rgb, rng)
+        rgb = compressed(rgb, ".jpg", 75)
     return rgb
 
 

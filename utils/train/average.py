@@ -3,7 +3,7 @@
     python -m utils.train.average --versions runs/tiny-sida/merged runs/tiny-worn/merged --out runs/tiny-mean
 
 A course on worn pictures takes a little of what a network knew about pictures as they are. The mean keeps that, and most of what the course taught.
-A checkpoint that is named twice counts twice. Noise experts (utils.train.noise) have their mean as well.
+A checkpoint that is named twice counts twice.
 """
 
 from __future__ import annotations
@@ -14,34 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from model.checkpoint import load_pretrained, save_pretrained
-from utils.train.noise import WEIGHTS, load_noise
 
 
+@torch.no_grad()
 def average(versions: Sequence[str | Path], out: str | Path) -> Path:
-    """Write the first of the checkpoints `versions`, each weight the mean of all, to `out`; or so of noise experts. A temperature has to be fitted again.
+    """Write the first of the checkpoints `versions`, each weight the mean of all, to `out`. Its temperature has to be fitted again.
 
     ValueError for fewer than two, or when weights differ in name or shape.
     """
     if len(versions) < 2:
         raise ValueError(f"--versions: expected two checkpoints or more, got {[str(version) for version in versions]}")
-    if all((Path(version) / WEIGHTS).is_file() for version in versions):
-        states = [load_noise(version, 0).state_dict() for version in versions]
-        _average(versions, states)
-        Path(out).mkdir(parents=True, exist_ok=True)
-        save_file(states[0], Path(out) / WEIGHTS)
-        return Path(out)
     model, tokenizer = load_pretrained(versions[0])
     states = [model.state_dict(), *(load_pretrained(version)[0].state_dict() for version in versions[1:])]
-    _average(versions, states)
-    return save_pretrained(model, tokenizer, out, dtype=model.config.dtype, args={"averaged": [str(version) for version in versions]})
-
-
-@torch.no_grad()
-def _average(versions: Sequence[str | Path], states: Sequence[dict[str, torch.Tensor]]) -> None:
-    """In place, into the first of `states`."""
     for version, state in zip(versions, states, strict=True):
         if other := [name for name in {**states[0], **state} if _shape(states[0], name) != _shape(state, name)]:
             name = other[0]
@@ -51,6 +37,7 @@ def _average(versions: Sequence[str | Path], states: Sequence[dict[str, torch.Te
     for name, weight in states[0].items():
         if weight.is_floating_point():
             weight.copy_(torch.stack([state[name] for state in states]).mean(dim=0))
+    return save_pretrained(model, tokenizer, out, dtype=model.config.dtype, args={"averaged": [str(version) for version in versions]})
 
 
 def _shape(state: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | str:
@@ -60,7 +47,7 @@ def _shape(state: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Average from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--versions", nargs="+", required=True, help="checkpoints, or folders of utils.train.noise")
+    parser.add_argument("--versions", nargs="+", required=True, help="checkpoints")
     parser.add_argument("--out", required=True, help="folder to write")
     args = parser.parse_args(argv)
     try:

@@ -25,6 +25,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import CLIPVisionModel
 
@@ -36,7 +37,7 @@ from utils.data.records import Record
 from utils.data.sampler import some
 from utils.data.sid_set import read_split
 from utils.infer.pipeline import SidaPipeline
-from utils.infer.views import turned
+from utils.infer.views import average, turned
 from utils.train.noise import load_noise
 from utils.train.signals import ignore_signals
 from utils.train.small_clip import FEW, Pictures
@@ -50,17 +51,20 @@ PRECISE = {"ftol": 1e-12, "gtol": 1e-8}
 
 
 @torch.no_grad()
-def features(expert: ContentExpert | NoiseExpert, records: Sequence[Record], side: int, workers: int, quarters: int = 0) -> np.ndarray:
-    """[N, F] of what the expert sees in pictures, turned so often, as a checkpoint's vision tower of `side` pixels is given them."""
-    loader = DataLoader(Pictures(records, side), FEW, num_workers=workers, worker_init_fn=ignore_signals)
-    return torch.cat([expert.see(turned(pixels, (side, side), quarters)).flatten(1) for pixels in loader]).double().numpy()
+def features(expert: ContentExpert | NoiseExpert, records: Sequence[Record], side: int, workers: int) -> np.ndarray:
+    """[N, F] of what the expert sees in pictures as a checkpoint's vision tower of `side` pixels is given them."""
+    return torch.cat([expert.see(pixels).flatten(1) for pixels in _batches(records, side, workers)]).double().numpy()
 
 
 @torch.no_grad()
 def opinions(expert: ContentExpert | NoiseExpert, records: Sequence[Record], side: int, workers: int, views: int) -> np.ndarray:
     """[N, 3] class logits of the expert, of pictures as `features`: the mean of `views` looks."""
-    seen = (torch.from_numpy(features(expert, records, side, workers, quarters)).float() for quarters in range(views))
-    return np.mean([expert(look.unflatten(1, (expert.rows, -1))).double().numpy() for look in seen], axis=0)
+    looks = (torch.cat([turned(pixels, (side, side), k) for k in range(views)]) for pixels in _batches(records, side, workers))
+    return torch.cat([average(expert(expert.see(rows)), views) for rows in looks]).double().numpy()
+
+
+def _batches(records: Sequence[Record], side: int, workers: int) -> DataLoader[Tensor]:
+    return DataLoader(Pictures(records, side), FEW, num_workers=workers, worker_init_fn=ignore_signals)
 
 
 def fit_head(seen: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

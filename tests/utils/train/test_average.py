@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from model.checkpoint import load_for_training, load_pretrained, save_pretrained
-from model.noise import NoiseExpert
 from tests.tiny import build_tiny_lisa
 from utils.train.average import average, main
 from utils.train.enlarge import enlarge
-from utils.train.noise import WEIGHTS, load_noise
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +54,3 @@ def test_another_network_is_refused(three: list[Path], tmp_path: Path, capsys: p
     assert stopped.value.code == 1
     assert "expected networks of the same sizes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_noise_experts_have_their_mean(tmp_path: Path) -> None:
-    experts = [NoiseExpert(0).state_dict() for _ in range(2)]
-    for number, weights in enumerate(experts):
-        (tmp_path / str(number)).mkdir()
-        save_file(weights, tmp_path / str(number) / WEIGHTS)
-    mean = load_noise(average([tmp_path / "0", tmp_path / "1"], tmp_path / "out"), 0).state_dict()
-    for name, weight in mean.items():
-        assert torch.allclose(weight, (experts[0][name] + experts[1][name]) / 2), name
